@@ -1,0 +1,24 @@
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::RngExt;
+
+/// Letters and digits only, so that ids survive every URL, file name and shell.
+const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+/// An id of `length` letters and digits, for example a room or media id.
+pub fn opaque_id(length: usize) -> String {
+    let mut rng = rand::rng();
+    (0..length).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+}
+
+/// A device id as people see it in their session list: ten capital letters.
+pub fn device_id() -> String {
+    let mut rng = rand::rng();
+    (0..10).map(|_| char::from(ALPHABET[rng.random_range(0..26)])).collect()
+}
+
+/// A secret of 32 random bytes in URL-safe base64 behind `prefix`: access, refresh and registration tokens.
+pub fn secret_token(prefix: &str) -> String {
+    let bytes: [u8; 32] = rand::rng().random();
+    format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes))
+}
