@@ -1,0 +1,313 @@
+//! What this package needs from the rest of the server. `services` implements these traits; nothing here calls up.
+//!
+//! Every method may be called at the same time from many tasks. Lookups answer with what exists and leave out what
+//! does not; an `Err` means that the question could not be answered (the database is away), and the caller gives up on
+//! the piece of work at hand without judging the remote server by it.
+
+use async_trait::async_trait;
+use ruma::api::federation::transactions::edu::{
+    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, ReceiptContent, SigningKeyUpdateContent,
+    TypingContent,
+};
+use ruma::{
+    OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId,
+    RoomVersionId, ServerName,
+};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use waxwing_model::{Event, StateKey};
+
+/// The root of an immutable state tree. Becomes `waxwing_rooms::state_tree::NodeId` as soon as that exists.
+pub type StateRoot = [u8; 32];
+
+/// The question could not be answered. The text is for our log only and never leaves the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PortError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+impl PortError {
+    /// Wraps what went wrong below.
+    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PortError {
+        PortError(source.into())
+    }
+}
+
+/// What a port answers.
+pub type PortResult<T> = Result<T, PortError>;
+
+// ---------------------------------------------------------------------------------------------------- keys
+
+/// One signing key of another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKey {
+    /// `ed25519:name`.
+    pub key_id: OwnedServerSigningKeyId,
+    /// The 32 bytes of the public key.
+    pub key: Vec<u8>,
+    /// The last moment at which the key counts, milliseconds since the epoch. For a retired key (`old_verify_keys`)
+    /// its `expired_ts`.
+    pub valid_until: u64,
+}
+
+/// All that is kept of another server's keys.
+#[derive(Clone, Debug, Default)]
+pub struct ServerKeyRecord {
+    /// Every key ever seen.
+    pub keys: Vec<StoredKey>,
+    /// The newest self-signed key document, byte for byte: what the notary countersigns.
+    pub document: Option<Arc<RawValue>>,
+    /// When that document was fetched.
+    pub fetched_at: u64,
+}
+
+/// Keeps the keys of other servers, for ever: events of a dead server must stay verifiable.
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// What is kept of `server`.
+    async fn server_keys_load(&self, server: &ServerName) -> PortResult<Option<ServerKeyRecord>>;
+    /// Upserts each key by (server, key id) and, when the record has a document, replaces the document and
+    /// `fetched_at`. Deletes nothing.
+    async fn server_keys_save(&self, server: &ServerName, record: &ServerKeyRecord) -> PortResult<()>;
+}
+
+// ------------------------------------------------------------------------------------------------ timeline
+
+/// What this server has come to think of a known event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// Known, but not part of the graph that we follow: it has no state before it.
+    pub outlier: bool,
+    /// Failed authorisation at its auth events or at the state before it.
+    pub rejected: bool,
+    /// Passed there, but not against the room's current state.
+    pub soft_failed: bool,
+}
+
+/// A known event with what we think of it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The event as stored (redacted if its content hash did not match, or sealing demanded it).
+    pub event: Arc<Event>,
+    /// The verdict so far.
+    pub flags: Flags,
+}
+
+/// How a received event came through the checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All checks passed.
+    Accepted,
+    /// Stored, takes part in state resolution, but is no extremity and is not shown. With the reason, for the log.
+    SoftFailed(String),
+    /// Stored so that it is not fetched again; its state change is skipped. With the reason, for the log.
+    Rejected(String),
+}
+
+/// An event that has been through all checks and is to become part of the graph.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The event, in redacted form if its content hash did not match.
+    pub event: Arc<Event>,
+    /// The server that gave it to us (not always the sender's).
+    pub origin: OwnedServerName,
+    /// The root of the state before it.
+    pub state_before: StateRoot,
+    /// The outcome of the checks.
+    pub verdict: Verdict,
+    /// The root of the current state against which the soft-fail check was made. When the room has moved on since,
+    /// [`Timeline::persist`] answers [`Persisted::Raced`].
+    pub current_state: Option<StateRoot>,
+    /// A gap was crossed: some of its `prev_events` are unknown to us, and its state came from another server. The
+    /// event is a backward extremity.
+    pub after_gap: bool,
+}
+
+/// An event without a place in the graph: it authorises others, or is part of a state that was fetched.
+#[derive(Clone, Debug)]
+pub struct Outlier {
+    /// The event, in redacted form if its content hash did not match.
+    pub event: Arc<Event>,
+    /// Why it failed authorisation by its auth events, if it did.
+    pub rejected: Option<String>,
+}
+
+/// What became of [`Timeline::persist`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persisted {
+    /// It is stored (or was already).
+    Stored,
+    /// The room's current state is no longer `Received::current_state`: check again and come back.
+    Raced,
+}
+
+/// The newest events of a room as this server sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Extremities {
+    /// The forward extremities.
+    pub events: Vec<OwnedEventId>,
+    /// The smallest depth among them.
+    pub min_depth: u64,
+}
+
+/// The room graph, as the receiving side needs it. All ids belong to `room`: an implementation must not answer with
+/// events of another room.
+#[async_trait]
+pub trait Timeline: Send + Sync {
+    /// The version of a room that this server takes part in (or has been invited to and knows the create event of);
+    /// `None` for every other room: its PDUs are refused.
+    async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>>;
+
+    /// Flags of those of `ids` that are known.
+    async fn events_flags(
+        &self,
+        room: &RoomId,
+        ids: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<OwnedEventId, Flags>>;
+
+    /// Those of `ids` that are known.
+    async fn events_load(
+        &self,
+        room: &RoomId,
+        ids: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<OwnedEventId, Known>>;
+
+    /// The forward extremities: what `get_missing_events` names as the events that we have.
+    async fn extremities(&self, room: &RoomId) -> PortResult<Extremities>;
+
+    /// The root of the room's current state.
+    async fn state_current(&self, room: &RoomId) -> PortResult<Option<StateRoot>>;
+
+    /// The state before an event with these `prev_events`: the states after each of them, resolved into one.
+    /// `None` when one of them is unknown or an outlier. (After a rejected event the state is the one before it.)
+    async fn state_before(
+        &self,
+        room: &RoomId,
+        prev_events: &[OwnedEventId],
+    ) -> PortResult<Option<StateRoot>>;
+
+    /// The state before an event that received its state from elsewhere (`fetched`) while some of its `prev_events`
+    /// are known after all: the states after `known_prev_events` and `fetched`, resolved into one.
+    async fn state_join(
+        &self,
+        room: &RoomId,
+        known_prev_events: &[OwnedEventId],
+        fetched: StateRoot,
+    ) -> PortResult<StateRoot>;
+
+    /// The entries of the state at `root` for those of `keys` that are set.
+    async fn state_entries(
+        &self,
+        room: &RoomId,
+        root: StateRoot,
+        keys: &[StateKey],
+    ) -> PortResult<BTreeMap<StateKey, OwnedEventId>>;
+
+    /// Stores a tree with exactly these entries and gives its root.
+    async fn state_build(
+        &self,
+        room: &RoomId,
+        entries: Vec<(StateKey, OwnedEventId)>,
+    ) -> PortResult<StateRoot>;
+
+    /// Makes an event part of the graph: the one persist function of local and remote events. Seals it first where
+    /// the server's policy says so. An event that was an outlier stops being one. Idempotent.
+    async fn persist(&self, received: Received) -> PortResult<Persisted>;
+
+    /// Stores events without a place in the graph. Idempotent; an event that is already part of the graph is left.
+    async fn persist_outliers(&self, room: &RoomId, outliers: Vec<Outlier>) -> PortResult<()>;
+}
+
+// --------------------------------------------------------------------------------------------- ephemeral data
+
+/// Takes the ephemeral data units of other servers. `origin` is authenticated, and the caller has checked that every
+/// user named as the sender belongs to it, and the ACL of the room (typing, receipts). What it has not checked: that
+/// the user is in the room, or that we share a room with the user at all.
+///
+/// An error of one EDU is logged and changes nothing for the others; only to-device messages and device lists fail
+/// the transaction, which the other side then sends again: so those two must be idempotent.
+#[async_trait]
+pub trait EduSink: Send + Sync {
+    /// `m.typing`.
+    async fn typing(&self, origin: &ServerName, content: TypingContent) -> PortResult<()>;
+    /// `m.receipt`.
+    async fn receipts(&self, origin: &ServerName, content: ReceiptContent) -> PortResult<()>;
+    /// `m.presence`.
+    async fn presence(&self, origin: &ServerName, content: PresenceContent) -> PortResult<()>;
+    /// `m.device_list_update`.
+    async fn device_list_update(
+        &self,
+        origin: &ServerName,
+        content: DeviceListUpdateContent,
+    ) -> PortResult<()>;
+    /// `m.signing_key_update` and its older name.
+    async fn signing_key_update(
+        &self,
+        origin: &ServerName,
+        content: SigningKeyUpdateContent,
+    ) -> PortResult<()>;
+    /// `m.direct_to_device`. The sink drops a `message_id` that it has seen from this sender.
+    async fn direct_to_device(&self, origin: &ServerName, content: DirectDeviceContent) -> PortResult<()>;
+}
+
+// --------------------------------------------------------------------------------------------------- outbound
+
+/// A destination with work for it, as the database remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationState {
+    /// The server.
+    pub destination: OwnedServerName,
+    /// When the current row of failures began, milliseconds since the epoch.
+    pub failing_since: Option<u64>,
+    /// Not to be tried before this time.
+    pub retry_at: Option<u64>,
+    /// The wait that led to `retry_at`, milliseconds.
+    pub interval: Option<u64>,
+}
+
+/// How much of the queue goes into one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// At most this many PDUs.
+    pub pdus: usize,
+    /// At most this many durable EDUs.
+    pub edus: usize,
+    /// After a long outage: leave out every PDU that is not the newest waiting one of its room. EDUs are never left
+    /// out.
+    pub catch_up: bool,
+}
+
+/// The next piece of a destination's queue, in queue order.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Names the transaction. The same rows must get the same id, also after a restart: the receiver recognises a
+    /// repetition by it. So the implementation derives it from the queue (the position of the last row), and stores the
+    /// open batch's `upto` with the destination, so that rows added later do not change a batch already tried.
+    pub txn_id: OwnedTransactionId,
+    /// PDUs in federation format.
+    pub pdus: Vec<Arc<RawValue>>,
+    /// EDUs as `{edu_type, content}`.
+    pub edus: Vec<Arc<RawValue>>,
+    /// Everything up to and including this row is done when the transaction has been accepted (also the rows left
+    /// out).
+    pub upto: i64,
+}
+
+/// The durable queues. One node at a time owns a destination (leases are the implementation's business): the methods
+/// that list answer with destinations that this node owns.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Destinations of this node with waiting rows, those to be tried first first, at most `limit`. Asked at start and
+    /// from time to time; between, [`crate::outbound::Sender::wake`] tells of new rows.
+    async fn destinations_waiting(&self, limit: usize) -> PortResult<Vec<DestinationState>>;
+    /// What is remembered of one destination; `None` when this node may not send to it now.
+    async fn destination_load(&self, destination: &ServerName) -> PortResult<Option<DestinationState>>;
+    /// The batch that is open, or else the next one; `None` when nothing waits.
+    async fn next_batch(&self, destination: &ServerName, limits: BatchLimits) -> PortResult<Option<Batch>>;
+    /// The destination has accepted everything up to `upto`. Also forgets its failures.
+    async fn batch_done(&self, destination: &ServerName, upto: i64) -> PortResult<()>;
+    /// A transaction failed; it is tried again at `state.retry_at`. Kept so that a restart does not forget the backoff.
+    async fn destination_failed(&self, state: &DestinationState) -> PortResult<()>;
+    /// The destination spoke to us, or a request to it succeeded: forget its failures.
+    async fn destination_recovered(&self, destination: &ServerName) -> PortResult<()>;
+}
