@@ -1,0 +1,156 @@
+//! The command line.
+
+use crate::config::{self, Config, Sources};
+use crate::{audit, logs, node, user};
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A Matrix homeserver for an organisation.
+#[derive(Debug, Parser)]
+#[command(name = "waxwing", version, about, after_help = "Without a command the server starts.")]
+struct Cli {
+    #[command(flatten)]
+    settings: SettingFlags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct SettingFlags {
+    /// The configuration file [default: waxwing.toml, where it exists]
+    #[arg(long, short, global = true, value_name = "FILE", env = "WAXWING_CONFIG")]
+    config: Option<PathBuf>,
+    /// Sets one setting, for example --set listen.client=127.0.0.1:8008
+    #[arg(long, short, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Short for --set server_name=NAME
+    #[arg(long, global = true, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Short for --set data_dir=FOLDER
+    #[arg(long, global = true, value_name = "FOLDER")]
+    data_dir: Option<String>,
+    /// Short for --set database=URL
+    #[arg(long, global = true, value_name = "URL")]
+    database: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server (the default)
+    Serve,
+    /// Print every setting with its documentation and its default
+    Config,
+    /// Manage accounts; works while the server runs, and while it does not
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Look through the whole database for plaintext messages; fails if there are any
+    Audit {
+        /// Show what is stored of one event
+        #[arg(long, value_name = "ID")]
+        show_event: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Make an account
+    Create {
+        /// The part of the user's id before the colon
+        name: String,
+        /// Read the password from standard input, up to the end of the line
+        #[arg(long, required = true)]
+        password_stdin: bool,
+        /// Make the account an administrator
+        #[arg(long)]
+        admin: bool,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl SettingFlags {
+    fn load(self) -> Result<Config, config::ConfigError> {
+        let shorts =
+            [("server_name", self.server_name), ("data_dir", self.data_dir), ("database", self.database)];
+        let mut sets = self.set;
+        sets.extend(shorts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+        // A variable that is not UTF-8 cannot be a setting.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        config::load(&Sources { file: self.config, environment, sets })
+    }
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    // Before anything can ask for a connection; it fails only where another provider is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match execute(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("waxwing: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    let command = cli.command.unwrap_or(Command::Serve);
+    if let Command::Config = command {
+        print!("{}", config::example());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = cli.settings.load()?;
+    logs::start(&config.log)?;
+    let runtime = runtime(config.workers)?;
+    match command {
+        Command::Config | Command::Serve => {
+            runtime.block_on(node::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::User { command: UserCommand::Create { name, admin, password_stdin: _ } } => {
+            let password = user::read_password(std::io::stdin().lock())?;
+            runtime.block_on(user::create(&config, &name, password, admin))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Audit { show_event } => {
+            let clean = runtime.block_on(audit::run(&config, show_event.as_deref()))?;
+            Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    builder.enable_all().build().context("cannot start the runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_before_and_after_the_command() {
+        let cli = Cli::parse_from(["waxwing", "--set", "a=b=c", "serve", "--server-name", "x.example"]);
+        assert_eq!(cli.settings.set, [("a".to_owned(), "b=c".to_owned())]);
+        assert_eq!(cli.settings.server_name.as_deref(), Some("x.example"));
+        assert!(matches!(cli.command, Some(Command::Serve)));
+    }
+}

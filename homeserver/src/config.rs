@@ -1,0 +1,188 @@
+//! The configuration: one typed tree. Its doc comments are the documentation that `waxwing config` prints.
+
+mod check;
+mod example;
+mod load;
+mod setting;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use example::example;
+pub use load::{ConfigError, Sources, load};
+pub use values::{Addresses, LogFormat, Plaintext, Rate, Registration, RoomListPublication, Secret};
+
+use ruma::{OwnedRoomId, OwnedServerName, RoomVersionId, owned_server_name};
+use setting::settings;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use url::Url;
+
+settings! {
+    /// The whole configuration.
+    Config {
+        /// The name of this server: what stands after the colon in its people's ids. It cannot be changed later.
+        server_name: OwnedServerName = owned_server_name!("localhost");
+        /// The folder that holds the signing key, the certificate, the media and, without PostgreSQL, the database.
+        /// One server locks it.
+        data_dir: PathBuf = PathBuf::from("./waxwing-data");
+        /// Where the database is: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/NAME`. The default is the file
+        /// `waxwing.db` in `data_dir`.
+        database: Option<Secret> = None, example r#""sqlite:./waxwing-data/waxwing.db""#;
+        /// The address that clients use, where it is not `https://` and the server name (behind a reverse proxy or
+        /// with delegation). Pages and redirects start with it.
+        public_base_url: Option<Url> = None, example r#""https://matrix.example.org/""#;
+        /// Who may make an account: `token` (whoever has a registration token; the first start prints one for the
+        /// first administrator), `open` or `closed`.
+        registration: Registration = Registration::Token;
+        /// With this secret, tools make accounts over the shared-secret registration API that other servers
+        /// have too. Unset: that API is off.
+        registration_shared_secret: Option<Secret> = None, example r#""a long random text""#;
+        /// What happens to messages that are not end-to-end encrypted: `refuse` or `accept`. `waxwing audit` lists
+        /// every exception in force.
+        plaintext: Plaintext = Plaintext::Refuse;
+        /// Rooms in which plaintext is accepted although `plaintext = "refuse"`.
+        plaintext_rooms: Vec<OwnedRoomId> = Vec::new();
+        /// Ids of application services that may send plaintext although `plaintext = "refuse"`.
+        plaintext_appservices: Vec<String> = Vec::new();
+        /// The version of rooms that are created without one.
+        default_room_version: RoomVersionId = RoomVersionId::V12;
+        /// Who may put a room into the public room list: `everyone`, `administrators` or `nobody`.
+        room_list_publication: RoomListPublication = RoomListPublication::Everyone;
+        /// Whether people see who is online.
+        presence: bool = true;
+        /// The folder of application service registrations (`*.yaml`). Unset: there are none.
+        appservices: Option<PathBuf> = None, example r#""./appservices""#;
+        /// Threads that serve requests; 0 takes one for each core.
+        workers: usize = 0;
+        /// Where the server listens. Each entry is an address with a port, an array of them, or `""` for none.
+        listen: Listen = Listen::default();
+        /// The certificate of the federation listener.
+        tls: Tls = Tls::default();
+        /// Other Matrix servers.
+        federation: Federation = Federation::default();
+        /// Limits for each account, address or server: so many a second on the long run, so many at once.
+        rate_limits: RateLimits = RateLimits::default();
+        /// Uploaded files.
+        media: Media = Media::default();
+        /// What one password hash (Argon2id) costs.
+        password: Password = Password::default();
+        /// Where clients and servers that only know the server name find this server.
+        well_known: WellKnown = WellKnown::default();
+        /// Log lines, written to standard error.
+        log: Log = Log::default();
+    }
+
+    /// Where the server listens.
+    Listen {
+        /// The client API, plain HTTP: put a reverse proxy in front of it, or keep it on the loopback.
+        client: Addresses = Addresses::of("127.0.0.1:8008");
+        /// The federation API, HTTPS.
+        federation: Addresses = Addresses::of("127.0.0.1:8448");
+        /// Prometheus metrics at `/metrics`, plain HTTP. Never open it to the world.
+        metrics: Addresses = Addresses::of("127.0.0.1:9008");
+    }
+
+    /// The certificate of the federation listener.
+    Tls {
+        /// The certificate chain, PEM. Without it a self-signed certificate is made under `data_dir` on the first
+        /// start, which other servers do not trust. `SIGHUP` reads both files again.
+        certificate: Option<PathBuf> = None, example r#""/etc/waxwing/fullchain.pem""#;
+        /// The private key of the certificate, PEM.
+        key: Option<PathBuf> = None, example r#""/etc/waxwing/privkey.pem""#;
+        /// Files of certificate authorities, PEM, that are trusted for federation beside the system's.
+        extra_roots: Vec<PathBuf> = Vec::new();
+    }
+
+    /// Other Matrix servers.
+    Federation {
+        /// Off: no other server is asked, none is answered.
+        enabled: bool = true;
+        /// Whether servers at private, loopback and link-local addresses may be called.
+        allow_private_addresses: bool = false;
+        /// Where a server is, whatever its name resolves to: `{ "example.org" = "10.0.0.7:8448" }`. For tests and
+        /// networks with names of their own; these addresses may be private.
+        hosts: BTreeMap<String, String> = BTreeMap::new();
+    }
+
+    /// Rate limits.
+    RateLimits {
+        /// Off: nothing is limited.
+        enabled: bool = true;
+        /// Messages, state and redactions, for each account.
+        message: Rate = Rate::new(10.0, 50);
+        /// Logins, for each address.
+        login: Rate = Rate::new(0.5, 10);
+        /// Registrations, for each address.
+        registration: Rate = Rate::new(0.2, 5);
+        /// Joins and knocks, for each account.
+        join: Rate = Rate::new(1.0, 20);
+        /// Invitations, for each account.
+        invite: Rate = Rate::new(1.0, 20);
+        /// Rooms created, for each account.
+        create_room: Rate = Rate::new(0.5, 10);
+        /// Media uploads, for each account.
+        upload: Rate = Rate::new(2.0, 30);
+        /// Requests of one other server.
+        federation: Rate = Rate::new(100.0, 500);
+    }
+
+    /// Uploaded files.
+    Media {
+        /// The largest upload, in bytes.
+        max_upload_bytes: u64 = 50 * 1024 * 1024;
+        /// The folder of the files. The default is `media` in `data_dir`.
+        path: Option<PathBuf> = None, example r#""./waxwing-data/media""#;
+    }
+
+    /// What one password hash costs.
+    Password {
+        /// Memory for one hash, in KiB.
+        memory_kib: u32 = 19_456;
+        /// Passes over that memory.
+        iterations: u32 = 2;
+    }
+
+    /// Discovery.
+    WellKnown {
+        /// What `/.well-known/matrix/client` gives as the homeserver. The default is `public_base_url`; without
+        /// either the file is not served.
+        client: Option<Url> = None, example r#""https://matrix.example.org/""#;
+        /// What `/.well-known/matrix/server` gives. Unset: the file is not served.
+        server: Option<String> = None, example r#""matrix.example.org:443""#;
+    }
+
+    /// Log lines.
+    Log {
+        /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a list of `target=level`.
+        level: String = "info".to_owned();
+        /// `text` or `json`.
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+impl Config {
+    /// The address of the database.
+    pub fn database_url(&self) -> Secret {
+        match &self.database {
+            Some(url) => url.clone(),
+            None => Secret::new(format!("sqlite:{}", self.data_dir.join("waxwing.db").display())),
+        }
+    }
+
+    /// The address of the database as people may see it: without user, password and parameters.
+    pub fn database_shown(&self) -> String {
+        let url = self.database_url();
+        match Url::parse(url.expose()) {
+            Ok(parsed) if parsed.has_host() => {
+                format!("{}://{}{}", parsed.scheme(), parsed.host_str().unwrap_or_default(), parsed.path())
+            }
+            _ => url.expose().split('?').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The folder of the media files.
+    pub fn media_path(&self) -> PathBuf {
+        self.media.path.clone().unwrap_or_else(|| self.data_dir.join("media"))
+    }
+}

@@ -1,0 +1,17 @@
+//! The homeserver: configuration, command line, start and stop.
+//!
+//! This package builds what the others define and runs it. It holds no rule of the protocol, no SQL and no
+//! endpoint beside the metrics.
+
+pub mod audit;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod listen;
+pub mod logs;
+pub mod metrics;
+pub mod node;
+pub mod signing_key;
+pub mod tls;
+pub mod user;
+pub mod wiring;
