@@ -1,0 +1,9 @@
+//! Sending: a queue per destination, one transaction in flight for each.
+
+mod queue;
+mod sender;
+mod volatile;
+
+pub use queue::{Next, Queue};
+pub use sender::{Sender, SenderLimits};
+pub use volatile::{VolatileEdu, VolatileQueue};
