@@ -1,9 +1,12 @@
 //! Long polls with `GET /v3/sync`, and what their answers change.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use client_ruma::{
-    OwnedRoomId, OwnedServerName, RoomId, UserId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId,
     api::client::{
         filter::{FilterDefinition, RoomEventFilter, RoomFilter},
         membership::get_member_events,
@@ -226,6 +229,12 @@ impl Client {
             room.apply(&event);
         }
         room.members_complete = true;
+    }
+
+    /// The complete member list of a room.
+    pub async fn members(&self, room_id: &RoomId) -> Result<BTreeMap<OwnedUserId, MembershipState>> {
+        self.complete_members(room_id).await?;
+        Ok(self.room(room_id).map(|room| room.members).unwrap_or_default())
     }
 
     /// The servers that can tell about a room, taken from its members.

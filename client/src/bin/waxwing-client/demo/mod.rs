@@ -1,0 +1,3 @@
+pub async fn run(_: &crate::cli::Demo) -> anyhow::Result<()> {
+    Ok(())
+}
