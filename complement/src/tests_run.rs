@@ -48,8 +48,8 @@ pub struct Plan {
 pub fn packages(directory: &Path, only: Option<&str>, wanted: Option<&str>) -> Result<Vec<Package>> {
     let index = directory.join("tests.txt");
     let index = fs::read_to_string(&index).with_context(|| format!("reading {}", index.display()))?;
-    // A regular expression for tests has a part for each level, and one of Go's may be none of ours: then ask Go.
-    let top = only.and_then(|only| Regex::new(only.split('/').next().unwrap_or_default()).ok());
+    // One of Go's expressions may be none of ours: then every package is asked.
+    let top = only.and_then(|only| Regex::new(&top_level(only)).ok());
     let mut tests: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for line in index.lines() {
         let (package, test) = line.split_once('\t').with_context(|| format!("tests.txt: {line}"))?;
@@ -68,6 +68,28 @@ pub fn packages(directory: &Path, only: Option<&str>, wanted: Option<&str>) -> R
         .collect();
     packages.sort_by_key(|package| std::cmp::Reverse(package.tests.len()));
     Ok(packages)
+}
+
+/// What an expression for tests asks of top-level tests. Go splits it at each `|` into alternatives, and those at each
+/// `/` into a part for each level, except inside brackets.
+fn top_level(only: &str) -> String {
+    let (mut top, mut depth, mut below) = (String::new(), 0_usize, false);
+    let mut escaped = false;
+    for c in only.chars() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '(' | '[' => depth += 1,
+            ')' | ']' => depth = depth.saturating_sub(1),
+            '/' if depth == 0 => below = true,
+            '|' if depth == 0 => below = false,
+            _ => {}
+        }
+        if !below {
+            top.push(c);
+        }
+    }
+    top
 }
 
 pub struct Run {
@@ -125,14 +147,14 @@ impl Run {
         for _ in 0..MOST_STARTS {
             let before = left.len();
             let clean = self.start(package, &only, &mut left, &mut events).await?;
-            if left.is_empty() || clean || left.len() == before {
+            // With a filter, what is left may just not have been asked for.
+            if left.is_empty() || clean || left.len() == before || self.plan.only.is_some() {
                 break;
             }
             println!("{} ended early; running the {} tests that are left", package.name, left.len());
             let names: Vec<_> = left.iter().map(String::as_str).collect();
             only = format!("^({})$", names.join("|"));
         }
-        // With a filter of more than one level, a listed test may have had nothing to run.
         if self.plan.only.is_none() {
             for name in left {
                 self.finish(&Test::new(&package.name, &name), Outcome::Fail, 0.0, "it did not run\n")?;
@@ -206,9 +228,12 @@ impl Run {
         open.any = true;
         let test = Test::new(&package.name, name);
         let top = test.top();
-        let output = open.outputs.entry(top.name.clone()).or_default();
-        if output.len() < LARGEST_OUTPUT {
-            output.push_str(&event.output);
+        // The parts of a test can be reported after the whole.
+        if !lock(&self.progress).results.contains_key(&top) {
+            let output = open.outputs.entry(top.name.clone()).or_default();
+            if output.len() < LARGEST_OUTPUT {
+                output.push_str(&event.output);
+            }
         }
         let Some(outcome) = event.outcome() else { return Ok(()) };
         if test == top {
@@ -300,6 +325,13 @@ mod tests {
     }
 
     #[test]
+    fn levels_and_alternatives_are_told_apart() {
+        assert_eq!(top_level("TestA/x|^TestB$/(y|z)/w|TestC"), "TestA|^TestB$|TestC");
+        assert_eq!(top_level("Test(A|B)/x"), "Test(A|B)");
+        assert_eq!(top_level(r"Test[/|]\||A"), r"Test[/|]\||A");
+    }
+
+    #[test]
     fn binaries_are_named_after_the_last_part() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("tests.txt"), "tests/csapi\tTestA\n").unwrap();
@@ -307,5 +339,36 @@ mod tests {
         assert_eq!(found[0].binary, directory.path().join("csapi.test"));
         fs::write(directory.path().join("tests.txt"), "TestA\n").unwrap();
         assert!(packages(directory.path(), None, None).is_err());
+    }
+
+    /// Ends in the middle of `TestB`, as a panic does, unless it is asked for `TestC`.
+    const PANICS: &str = r#"#!/bin/sh
+        say() { printf '\026%s\n' "$1"; }
+        case "$*" in *TestC*) say '=== RUN   TestC'; say '--- PASS: TestC (0.01s)'; echo PASS; exit 0 ;; esac
+        say '=== RUN   TestA'; say '=== RUN   TestA/x'
+        say '--- PASS: TestA (0.00s)'; say '    --- PASS: TestA/x (0.00s)'
+        say '=== RUN   TestB'; echo 'panic: no'; exit 2
+    "#;
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_test_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::write(path.join("p.test"), PANICS).unwrap();
+        fs::set_permissions(path.join("p.test"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(path.join("tests.txt"), "p\tTestA\np\tTestB\np\tTestC\n").unwrap();
+        let run = Arc::new(Run::new(Plan {
+            packages: packages(path, None, None).unwrap(),
+            only: None,
+            jobs: 1,
+            output: path.to_owned(),
+            docker_host: String::new(),
+        }));
+        let expected = [("TestA", Outcome::Pass), ("TestA/x", Outcome::Pass), ("TestB", Outcome::Fail)];
+        let mut expected: Results = expected.map(|(name, outcome)| (Test::new("p", name), outcome)).into();
+        expected.insert(Test::new("p", "TestC"), Outcome::Pass);
+        assert_eq!(run.all().await.unwrap(), expected);
+        assert!(fs::read_to_string(path.join("failed/p/TestB.log")).unwrap().contains("panic: no"));
     }
 }
