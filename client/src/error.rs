@@ -18,8 +18,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the server could not be reached: {0}")]
-    Transport(#[from] reqwest::Error),
+    #[error("the server could not be reached: {}", root_cause(.0))]
+    Transport(reqwest::Error),
     #[error("the server answered {0}")]
     Server(Box<MatrixError>),
     #[error("the server asks for authentication this client cannot give: {0}")]
@@ -79,6 +79,21 @@ pub enum Error {
     VerificationCancelled(String),
     #[error("key backup: {0}")]
     Backup(String),
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Transport(error)
+    }
+}
+
+/// "Connection refused" says more than "error sending request".
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 impl From<OlmError> for Error {

@@ -31,7 +31,7 @@ async fn main() -> ExitCode {
     match run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("waxwing-client: {}", output::clean(&format!("{error:#}")));
+            eprintln!("waxwing-client: {}", output::clean(&output::explain(&error)));
             exit_code(&error)
         }
     }

@@ -13,6 +13,20 @@ pub fn clean(text: &str) -> String {
     text.chars().filter(|char| !char.is_control() || matches!(char, '\n' | '\t')).collect()
 }
 
+/// The chain of causes, without those that repeat what was said.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !said.contains(&cause) {
+            if !said.is_empty() {
+                said.push_str(": ");
+            }
+            said.push_str(&cause);
+        }
+    }
+    said
+}
+
 /// Asks for a secret without echo, or reads a line of standard input when that is not a terminal.
 pub fn ask_secret(what: &str) -> Result<Secret> {
     let secret = if std::io::stdin().is_terminal() {
@@ -137,6 +151,12 @@ mod tests {
     #[test]
     fn terminals_are_not_steered() {
         assert_eq!(clean("a\u{1b}[31mb\u{7}\nc"), "a[31mb\nc");
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = anyhow::anyhow!("refused").context("cannot reach it: refused").context("no luck");
+        assert_eq!(explain(&error), "no luck: cannot reach it: refused");
     }
 
     #[test]
