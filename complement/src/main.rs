@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use compare::compare;
 use engine::Engine;
 use results::{Outcome, Results, listed, parse, render};
-use tests_run::{Plan, Run, asked_to_end, minutes, packages};
+use tests_run::{Plan, Run, asked_to_end, minutes, order, packages};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -113,7 +113,9 @@ async fn main() -> Result<ExitCode> {
             if update && !complete {
                 bail!("only a run of all tests can update the list");
             }
-            let Some(found) = test(&runner, selection).await? else { return Ok(ExitCode::from(130)) };
+            let Some(found) = test(&runner, selection, &expected).await? else {
+                return Ok(ExitCode::from(130));
+            };
             if !complete {
                 return Ok(summary(&found));
             }
@@ -159,13 +161,15 @@ async fn serve(runner: &Runner, listen: SocketAddr) -> Result<ExitCode> {
 }
 
 /// The top-level tests and leaves, or nothing if it was interrupted.
-async fn test(runner: &Runner, selection: Selection) -> Result<Option<Results>> {
+async fn test(runner: &Runner, selection: Selection, expected: &Path) -> Result<Option<Results>> {
     let began = Instant::now();
     fs::create_dir_all(&runner.output)?;
-    let packages = packages(&selection.tests, selection.only.as_deref(), selection.package.as_deref())?;
+    let mut packages = packages(&selection.tests, selection.only.as_deref(), selection.package.as_deref())?;
     if packages.is_empty() {
         bail!("no test matches");
     }
+    // A list that cannot be read matters when it is compared with, not for the order.
+    order(&mut packages, &read(expected).unwrap_or_default());
     let served = Served::begin(runner, SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let run = Arc::new(Run::new(Plan {
         packages,
