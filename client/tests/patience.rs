@@ -66,7 +66,8 @@ async fn says_why_there_is_no_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let failed = tokio::time::timeout(Duration::from_secs(30), Http::new(&address).unwrap().fetch_versions());
-    let said = failed.await.unwrap().unwrap_err().to_string();
+    let http = Http::new(&address).unwrap();
+    let failed = tokio::time::timeout(Duration::from_secs(30), http.fetch_versions()).await.unwrap();
+    let said = failed.unwrap_err().to_string();
     assert!(said.contains("refused"), "{said}");
 }

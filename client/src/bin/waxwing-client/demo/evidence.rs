@@ -13,7 +13,7 @@ use super::{servers::Server, story::Letters};
 /// Characters of a ciphertext that are shown.
 const SHOWN: usize = 24;
 /// Characters of a printed row's line that are shown.
-const LINE: usize = 160;
+const LINE: usize = 110;
 /// Files larger than this are no database of a demonstration.
 const MAX_FILE: u64 = 512 * 1024 * 1024;
 
@@ -47,9 +47,9 @@ pub async fn rows(servers: &[&Server], letters: &Letters) -> Result<Vec<String>>
                 ensure!(!said.contains(word), "{} stores the words of {event}", server.name);
             }
             if lines.is_empty() {
-                // One row as it stands, so that nobody has to trust the summaries below.
+                // One row as it stands (laid out, long values cut), so that nobody has to trust the summaries below.
                 lines.push(format!("{} prints of its row of {event}:", server.name));
-                lines.extend(said.lines().map(shorten));
+                lines.extend(laid_out(&said).lines().map(shorten));
             }
             let sealed = sealed_row(&said)
                 .with_context(|| format!("{} does not store {event} sealed: {said}", server.name))?;
@@ -85,9 +85,12 @@ struct Sealed {
 /// Finds the event in what the audit printed: an object with the type of a sealed message, a ciphertext and no
 /// body beside it.
 fn sealed_row(said: &str) -> Option<Sealed> {
+    find_sealed(&parse_row(said)?)
+}
+
+fn parse_row(said: &str) -> Option<Value> {
     let start = said.find('{')?;
-    let row = serde_json::Deserializer::from_str(&said[start..]).into_iter::<Value>().next()?.ok()?;
-    find_sealed(&row)
+    serde_json::Deserializer::from_str(&said[start..]).into_iter::<Value>().next()?.ok()
 }
 
 fn find_sealed(value: &Value) -> Option<Sealed> {
@@ -115,6 +118,26 @@ fn describe(sealed: &Sealed) -> String {
     let shown: String = sealed.ciphertext.chars().take(SHOWN).collect();
     let length = sealed.ciphertext.len();
     format!("{}  {}  {shown}… ({length} characters)", sealed.event_type, sealed.algorithm)
+}
+
+/// The printed row, indented; what is no JSON stays as it is.
+fn laid_out(said: &str) -> String {
+    let parsed = parse_row(said).map(|row| unfold(&row));
+    parsed.and_then(|row| serde_json::to_string_pretty(&row).ok()).unwrap_or_else(|| said.to_owned())
+}
+
+/// Opens JSON that is kept as text inside JSON.
+fn unfold(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            Value::Object(fields.iter().map(|(name, value)| (name.clone(), unfold(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(unfold).collect()),
+        Value::String(text) if text.starts_with('{') => {
+            serde_json::from_str(text).unwrap_or_else(|_| value.clone())
+        }
+        other => other.clone(),
+    }
 }
 
 /// Ciphertext fills many lines: enough of each is shown to recognise it.
@@ -165,6 +188,7 @@ mod tests {
         let as_text = serde_json::json!({"depth": 5, "json": EVENT}).to_string();
         for said in [EVENT, nested.as_str(), as_text.as_str()] {
             assert_eq!(sealed_row(said).unwrap().ciphertext, "AwgAEnACg");
+            assert!(laid_out(said).lines().any(|line| line.contains("\"ciphertext\": \"AwgAEnACg\"")));
         }
     }
 
