@@ -72,6 +72,11 @@ impl Queue {
         Next::Send { catch_up: self.catch_up }
     }
 
+    /// When [`Queue::next`] will next say [`Next::Send`], as far as can be told now.
+    pub fn due(&self, now: u64) -> Option<u64> {
+        (self.waiting && !self.in_flight).then(|| self.retry_at.map_or(now, |at| at.max(now)))
+    }
+
     /// The transaction was accepted; `more` when the queue held more than fitted. Catching up ends with the queue.
     pub fn succeeded(&mut self, more: bool) {
         debug_assert!(self.in_flight, "an answer without a question");

@@ -101,8 +101,9 @@ impl Packer {
 
     /// Gives back what does not fit.
     fn add(&mut self, edu: VolatileEdu) -> Option<VolatileEdu> {
+        let full = self.is_full();
         match edu {
-            VolatileEdu::Typing(_) if self.is_full() => return Some(edu),
+            VolatileEdu::Typing(_) if full => return Some(edu),
             VolatileEdu::Typing(content) => self.edus.push(Edu::Typing(content)),
             VolatileEdu::Receipt(room, user, data) => {
                 let free = self.receipts.iter().position(|(count, rooms)| {
@@ -110,7 +111,7 @@ impl Packer {
                 });
                 let at = match free {
                     Some(at) => at,
-                    None if self.is_full() => return Some(VolatileEdu::Receipt(room, user, data)),
+                    None if full => return Some(VolatileEdu::Receipt(room, user, data)),
                     None => {
                         self.receipts.push((0, BTreeMap::new()));
                         self.receipts.len() - 1
@@ -122,7 +123,7 @@ impl Packer {
             }
             VolatileEdu::Presence(update) => match self.presence.last_mut() {
                 Some(list) if list.len() < PER_EDU => list.push(update),
-                _ if self.is_full() => return Some(VolatileEdu::Presence(update)),
+                _ if full => return Some(VolatileEdu::Presence(update)),
                 _ => self.presence.push(vec![update]),
             },
         }

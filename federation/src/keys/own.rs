@@ -1,0 +1,104 @@
+use base64::Engine;
+use ruma::signatures::{KeyPair, sign_json};
+use ruma::{CanonicalJsonObject, OwnedServerSigningKeyId, ServerName};
+use serde_json::value::RawValue;
+
+use super::document::ServerKeys;
+use crate::canonical::{canonical_object, to_raw};
+use crate::ports::{ServerKeyRecord, StoredKey};
+use crate::signing::{BASE64, Identity};
+
+/// How long others may rely on our document. A day is usual; after a key was stolen, it takes this long until nobody
+/// believes it any more.
+const VALIDITY: u64 = 24 * 60 * 60 * 1000;
+
+/// A key that we used to sign with.
+#[derive(Clone, Debug)]
+pub struct OldKey {
+    /// `ed25519:name`.
+    pub key_id: OwnedServerSigningKeyId,
+    /// The public key.
+    pub key: [u8; 32],
+    /// When we stopped.
+    pub expired_ts: u64,
+}
+
+/// Our own keys.
+#[derive(Clone, Debug)]
+pub struct OwnKeys {
+    identity: Identity,
+    old: Vec<OldKey>,
+}
+
+impl OwnKeys {
+    /// We sign as `identity`, and used to sign with `old`.
+    pub fn new(identity: Identity, old: Vec<OldKey>) -> OwnKeys {
+        OwnKeys { identity, old }
+    }
+
+    /// Our name.
+    pub fn server(&self) -> &ServerName {
+        &self.identity.server
+    }
+
+    /// Our key document as of `now`, signed: the answer to `GET /_matrix/key/v2/server`.
+    pub fn document(&self, now: u64) -> Result<Box<RawValue>, serde_json::Error> {
+        let verify = serde_json::json!({ self.key_id(): { "key": BASE64.encode(self.identity.key.public_key()) } });
+        let old: serde_json::Map<String, serde_json::Value> = self
+            .old
+            .iter()
+            .map(|old| {
+                let value = serde_json::json!({ "key": BASE64.encode(old.key), "expired_ts": old.expired_ts });
+                (old.key_id.to_string(), value)
+            })
+            .collect();
+        let document = serde_json::json!({
+            "server_name": self.identity.server,
+            "verify_keys": verify,
+            "old_verify_keys": old,
+            "valid_until_ts": now.saturating_add(VALIDITY),
+        });
+        let mut object: CanonicalJsonObject = serde_json::from_value(document)?;
+        self.sign(&mut object)?;
+        to_raw(&object)
+    }
+
+    /// Adds our signature to another server's document: what a notary does.
+    pub fn countersign(&self, document: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
+        let mut object = canonical_object(document)?;
+        self.sign(&mut object)?;
+        to_raw(&object)
+    }
+
+    /// The same in the form in which other servers' keys are kept. Our current key counts always.
+    pub(super) fn server_keys(&self) -> ServerKeys {
+        let mut keys = Vec::new();
+        if let Ok(key_id) = self.key_id().try_into() {
+            keys.push(StoredKey { key_id, key: self.identity.key.public_key().to_vec(), valid_until: u64::MAX });
+        }
+        keys.extend(self.old.iter().map(|old| StoredKey {
+            key_id: old.key_id.clone(),
+            key: old.key.to_vec(),
+            valid_until: old.expired_ts,
+        }));
+        ServerKeys::from_record(ServerKeyRecord { keys, ..ServerKeyRecord::default() })
+    }
+
+    fn key_id(&self) -> String {
+        format!("ed25519:{}", self.identity.key.version())
+    }
+
+    fn sign(&self, object: &mut CanonicalJsonObject) -> Result<(), serde_json::Error> {
+        sign_json(self.identity.server.as_str(), &*self.identity.key, object)
+            .map_err(|error| serde::ser::Error::custom(error.to_string()))
+    }
+}
+
+/// Signs bytes: so that nobody else has to know the trait.
+impl Identity {
+    /// The id of the key and the signature of `message`.
+    pub fn sign(&self, message: &[u8]) -> (String, Vec<u8>) {
+        let signature = self.key.sign(message);
+        (signature.id(), signature.as_bytes().to_vec())
+    }
+}

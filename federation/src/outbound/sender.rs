@@ -1,0 +1,381 @@
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use rand::RngExt;
+use ruma::{OwnedServerName, ServerName};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use waxwing_model::{Clock, opaque_id};
+
+use super::queue::{Next, Queue};
+use super::volatile::{VolatileEdu, VolatileQueue};
+use crate::client::{Client, ClientError};
+use crate::ports::{Batch, BatchLimits, Outbox, PortResult};
+
+/// PDUs in a transaction: <https://spec.matrix.org/v1.19/server-server-api/#transactions>.
+const MAX_PDUS: usize = 50;
+/// EDUs in a transaction.
+const MAX_EDUS: usize = 100;
+/// Of those, room kept for volatile ones, so that a long queue of to-device messages does not silence typing.
+const MAX_DURABLE_EDUS: usize = 80;
+/// Transactions to one destination before others get a turn.
+const TURN: usize = 20;
+/// The transaction being retried is kept in memory only while the wait is short: many dead destinations times 4 MB are
+/// too much. Later it is put together again from the same rows.
+const KEEP_BODY_WAIT: u64 = 60 * 1000;
+/// Destinations asked for at once when the database is polled.
+const POLL_LIMIT: usize = 1000;
+
+/// How many transactions fly and how often the database is asked without being told.
+#[derive(Clone, Copy, Debug)]
+pub struct SenderLimits {
+    /// Destinations served at the same time.
+    pub parallel: usize,
+    /// A wake may be lost (another node wrote the row): the database is asked this often.
+    pub poll: Duration,
+}
+
+impl Default for SenderLimits {
+    fn default() -> SenderLimits {
+        SenderLimits { parallel: 64, poll: Duration::from_secs(30) }
+    }
+}
+
+#[derive(Default)]
+struct Destination {
+    queue: Queue,
+    volatile: VolatileQueue,
+    open: Option<Prepared>,
+    /// When it stands in the schedule.
+    scheduled: Option<u64>,
+    heard: bool,
+}
+
+/// A transaction ready to be sent, again and again until it is accepted.
+#[derive(Clone)]
+struct Prepared {
+    txn_id: String,
+    body: Arc<RawValue>,
+    /// Absent when it holds only volatile data: such a one is not repeated.
+    upto: Option<i64>,
+    full: bool,
+}
+
+#[derive(Default)]
+struct State {
+    destinations: BTreeMap<OwnedServerName, Destination>,
+    schedule: BTreeSet<(u64, OwnedServerName)>,
+}
+
+/// Sends what waits in the outbox: one transaction in flight for each destination, many destinations in parallel.
+/// A handle: clones share everything.
+#[derive(Clone)]
+pub struct Sender {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    outbox: Arc<dyn Outbox>,
+    clock: Clock,
+    limits: SenderLimits,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// How a turn ended.
+enum Turn {
+    /// Nothing is left.
+    Drained,
+    /// More is left.
+    More,
+    /// The destination did not accept.
+    Failed { retry_after: Option<u64> },
+    /// The database did not answer.
+    Postponed,
+}
+
+#[derive(Serialize)]
+struct Transaction<'a> {
+    origin: &'a ServerName,
+    origin_server_ts: u64,
+    pdus: Vec<&'a RawValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    edus: Vec<&'a RawValue>,
+}
+
+impl Sender {
+    /// Sends nothing before [`Sender::run`].
+    pub fn new(client: Client, outbox: Arc<dyn Outbox>, clock: Clock, limits: SenderLimits) -> Sender {
+        let (state, changed) = (Mutex::default(), Notify::new());
+        Sender { inner: Arc::new(Inner { client, outbox, clock, limits, state, changed }) }
+    }
+
+    /// There are new rows for a destination.
+    pub fn wake(&self, destination: &ServerName) {
+        self.inner.with(destination, |entry| entry.queue.wake());
+    }
+
+    /// Something that may be lost, and of which only the latest value counts.
+    pub fn push_volatile(&self, destination: &ServerName, edu: VolatileEdu) {
+        self.inner.with(destination, |entry| {
+            // Nobody needs to know who typed when the destination is back.
+            if entry.queue.is_failing() && matches!(edu, VolatileEdu::Typing(_)) {
+                return;
+            }
+            entry.volatile.push(edu);
+            entry.queue.wake();
+        });
+    }
+
+    /// The destination spoke to us: it is back, whatever the backoff says.
+    pub fn heard_from(&self, destination: &ServerName) {
+        self.inner.client.health().recovered(destination);
+        let mut state = self.inner.state.lock();
+        // Most servers that speak to us are well; they need no entry.
+        if let Some(entry) = state.destinations.get_mut(destination) {
+            if entry.queue.heard_from() {
+                entry.heard = true;
+            }
+            self.inner.reschedule(&mut state, destination);
+            drop(state);
+            self.inner.changed.notify_one();
+        }
+    }
+
+    /// Sends until `stop` resolves, then lets the transactions in flight finish.
+    pub async fn run(&self, stop: impl Future<Output = ()> + Send) {
+        let mut stop = std::pin::pin!(stop.fuse());
+        let mut flying = JoinSet::new();
+        let mut next_poll = tokio::time::Instant::now();
+        loop {
+            if tokio::time::Instant::now() >= next_poll {
+                self.inner.poll_outbox().await;
+                next_poll = tokio::time::Instant::now() + self.inner.limits.poll;
+            }
+            let wait = self.start_ready(&mut flying);
+            metrics::gauge!("waxwing_federation_transactions_in_flight").set(flying.len() as f64);
+            let wake_at = wait.map_or(next_poll, |wait| next_poll.min(tokio::time::Instant::now() + wait));
+            tokio::select! {
+                () = &mut stop => break,
+                () = self.inner.changed.notified() => {}
+                _ = flying.join_next(), if !flying.is_empty() => {}
+                () = tokio::time::sleep_until(wake_at) => {}
+            }
+        }
+        while flying.join_next().await.is_some() {}
+    }
+
+    /// Starts what is due; gives how long until the next is.
+    fn start_ready(&self, flying: &mut JoinSet<()>) -> Option<Duration> {
+        let mut state = self.inner.state.lock();
+        let now = self.inner.clock.millis();
+        while flying.len() < self.inner.limits.parallel {
+            let (at, destination) = state.schedule.first().cloned()?;
+            if at > now {
+                return Some(Duration::from_millis(at - now));
+            }
+            state.schedule.pop_first();
+            let Some(entry) = state.destinations.get_mut(&destination) else { continue };
+            entry.scheduled = None;
+            match entry.queue.next(now) {
+                Next::Send { catch_up } => {
+                    let inner = Arc::clone(&self.inner);
+                    flying.spawn(async move { inner.serve(destination, catch_up).await });
+                }
+                Next::Wait(_) => self.inner.reschedule(&mut state, &destination),
+                Next::Idle => {}
+            }
+        }
+        None
+    }
+}
+
+impl Inner {
+    fn with(&self, destination: &ServerName, change: impl FnOnce(&mut Destination)) {
+        if destination == self.client.identity().server {
+            return;
+        }
+        let mut state = self.state.lock();
+        change(state.destinations.entry(destination.to_owned()).or_default());
+        self.reschedule(&mut state, destination);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Puts a destination into the schedule where its queue says.
+    fn reschedule(&self, state: &mut State, destination: &ServerName) {
+        let Some(entry) = state.destinations.get_mut(destination) else { return };
+        if let Some(at) = entry.scheduled.take() {
+            state.schedule.remove(&(at, destination.to_owned()));
+        }
+        if let Some(at) = entry.queue.due(self.clock.millis()) {
+            entry.scheduled = Some(at);
+            state.schedule.insert((at, destination.to_owned()));
+        } else if entry.queue.is_idle() && entry.volatile.is_empty() && entry.open.is_none() {
+            state.destinations.remove(destination);
+        }
+    }
+
+    /// Learns of destinations with rows that nobody woke us for.
+    async fn poll_outbox(&self) {
+        let waiting = match self.outbox.destinations_waiting(POLL_LIMIT).await {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::warn!(%error, "the outbox could not be read");
+                return;
+            }
+        };
+        let mut state = self.state.lock();
+        for found in waiting {
+            let destination = found.destination.clone();
+            match state.destinations.get_mut(&destination) {
+                Some(entry) => entry.queue.wake(),
+                None => {
+                    let entry = Destination { queue: Queue::resume(&found), ..Destination::default() };
+                    state.destinations.insert(destination.clone(), entry);
+                }
+            }
+            self.reschedule(&mut state, &destination);
+        }
+    }
+
+    /// One destination's turn: sends its transactions one after the other and enters the outcome.
+    async fn serve(self: Arc<Self>, destination: OwnedServerName, catch_up: bool) {
+        let turn = AssertUnwindSafe(self.send_some(&destination, catch_up)).catch_unwind().await;
+        // A bug must not leave a destination in flight for ever.
+        let turn = turn.unwrap_or(Turn::Postponed);
+        let (now, chance) = (self.clock.millis(), rand::rng().random_range(0.0..1.0));
+        let failed = {
+            let mut state = self.state.lock();
+            let Some(entry) = state.destinations.get_mut(&destination) else { return };
+            match turn {
+                Turn::Drained => entry.queue.succeeded(!entry.volatile.is_empty()),
+                Turn::More => entry.queue.succeeded(true),
+                Turn::Postponed => entry.queue.postponed(now),
+                Turn::Failed { retry_after } => {
+                    entry.queue.failed(now, retry_after, chance);
+                    entry.volatile.forget_typing();
+                }
+            }
+            let failed = entry.queue.is_failing().then(|| entry.queue.state(&destination));
+            if failed.as_ref().and_then(|state| state.interval).is_some_and(|wait| wait > KEEP_BODY_WAIT) {
+                entry.open = None;
+            }
+            let failed = failed.filter(|_| matches!(turn, Turn::Failed { .. }));
+            self.reschedule(&mut state, &destination);
+            failed
+        };
+        if let Some(state) = failed
+            && let Err(error) = self.outbox.destination_failed(&state).await
+        {
+            tracing::warn!(%destination, %error, "a failure could not be recorded");
+        }
+        self.changed.notify_one();
+    }
+
+    async fn send_some(&self, destination: &ServerName, catch_up: bool) -> Turn {
+        if self.take_heard(destination)
+            && let Err(error) = self.outbox.destination_recovered(destination).await
+        {
+            tracing::warn!(%destination, %error, "a recovery could not be recorded");
+        }
+        for _ in 0..TURN {
+            let prepared = match self.prepare(destination, catch_up).await {
+                Ok(Some(prepared)) => prepared,
+                Ok(None) => return Turn::Drained,
+                Err(error) => {
+                    tracing::warn!(%destination, %error, "the outbox could not be read");
+                    return Turn::Postponed;
+                }
+            };
+            if let Err(error) = self.client.send_transaction(destination, &prepared.txn_id, &prepared.body).await {
+                tracing::debug!(%destination, %error, "a transaction was not accepted");
+                metrics::counter!("waxwing_federation_transactions_total", "outcome" => "failed").increment(1);
+                return Turn::Failed { retry_after: wait_asked_for(&error) };
+            }
+            metrics::counter!("waxwing_federation_transactions_total", "outcome" => "sent").increment(1);
+            self.forget_open(destination);
+            if let Some(upto) = prepared.upto
+                && let Err(error) = self.outbox.batch_done(destination, upto).await
+            {
+                tracing::warn!(%destination, %error, "a sent batch could not be recorded");
+                return Turn::Postponed;
+            }
+            if !prepared.full && prepared.upto.is_none() {
+                return Turn::Drained;
+            }
+        }
+        Turn::More
+    }
+
+    /// The transaction to send next: the one that was not accepted yet, or a new one.
+    async fn prepare(&self, destination: &ServerName, catch_up: bool) -> PortResult<Option<Prepared>> {
+        if let Some(open) = self.open(destination) {
+            return Ok(Some(open));
+        }
+        let limits = BatchLimits { pdus: MAX_PDUS, edus: MAX_DURABLE_EDUS, catch_up };
+        let batch = self.outbox.next_batch(destination, limits).await?;
+        let room = MAX_EDUS - batch.as_ref().map_or(0, |batch| batch.edus.len().min(MAX_EDUS));
+        let volatile = self.take_volatile(destination, room);
+        if batch.is_none() && volatile.is_empty() {
+            return Ok(None);
+        }
+        let prepared = self.write(batch, volatile);
+        if prepared.upto.is_some() {
+            let mut state = self.state.lock();
+            if let Some(entry) = state.destinations.get_mut(destination) {
+                entry.open = Some(prepared.clone());
+            }
+        }
+        Ok(Some(prepared))
+    }
+
+    fn write(&self, batch: Option<Batch>, volatile: Vec<Arc<RawValue>>) -> Prepared {
+        let full = batch.as_ref().is_some_and(|batch| batch.pdus.len() >= MAX_PDUS || batch.edus.len() >= MAX_DURABLE_EDUS);
+        let (txn_id, pdus, mut edus, upto) = match batch {
+            Some(batch) => (batch.txn_id.to_string(), batch.pdus, batch.edus, Some(batch.upto)),
+            None => (opaque_id(16), Vec::new(), Vec::new(), None),
+        };
+        debug_assert!(pdus.len() <= MAX_PDUS && edus.len() + volatile.len() <= MAX_EDUS, "a batch beyond its limits");
+        edus.extend(volatile);
+        let transaction = Transaction {
+            origin: &self.client.identity().server,
+            origin_server_ts: self.clock.millis(),
+            pdus: pdus.iter().map(|pdu| &**pdu).collect(),
+            edus: edus.iter().map(|edu| &**edu).collect(),
+        };
+        let body = serde_json::value::to_raw_value(&transaction).expect("lists of JSON are JSON");
+        Prepared { txn_id, body: Arc::from(body), upto, full }
+    }
+
+    fn open(&self, destination: &ServerName) -> Option<Prepared> {
+        self.state.lock().destinations.get(destination)?.open.clone()
+    }
+
+    fn forget_open(&self, destination: &ServerName) {
+        if let Some(entry) = self.state.lock().destinations.get_mut(destination) {
+            entry.open = None;
+        }
+    }
+
+    fn take_volatile(&self, destination: &ServerName, limit: usize) -> Vec<Arc<RawValue>> {
+        let mut state = self.state.lock();
+        state.destinations.get_mut(destination).map_or_else(Vec::new, |entry| entry.volatile.take(limit))
+    }
+
+    fn take_heard(&self, destination: &ServerName) -> bool {
+        let mut state = self.state.lock();
+        state.destinations.get_mut(destination).is_some_and(|entry| std::mem::take(&mut entry.heard))
+    }
+}
+
+/// What a `429` asks for.
+fn wait_asked_for(error: &ClientError) -> Option<u64> {
+    error.refusal()?.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+}
