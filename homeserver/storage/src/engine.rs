@@ -1,0 +1,140 @@
+//! Two engines behind one type. A query is written once and type-checked for each engine by [`on_engine!`].
+
+use crate::error::{StoreError, StoreResult};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Connections that read on SQLite: two a core is enough to keep the disk busy on the machines we aim at.
+const SQLITE_READERS: u32 = 8;
+/// Connections of one node to PostgreSQL; its default of 100 must serve several nodes.
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// A statement that waits longer for a lock or a connection has met a fault, not load.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs `$body` with `$c` bound to the engine's own connection type. `$body` is compiled twice; no `return`, no `?`.
+macro_rules! on_engine {
+    ($conn:expr, |$c:ident| $body:expr) => {
+        match $conn {
+            $crate::engine::Conn::Sqlite(inner) => {
+                let $c = &mut **inner;
+                $body
+            }
+            $crate::engine::Conn::Postgres(inner) => {
+                let $c = &mut **inner;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use on_engine;
+
+/// Which engine it is, for the few statements of `dialect.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// A file on this machine, one process.
+    Sqlite,
+    /// A server, many nodes.
+    Postgres,
+}
+
+/// One connection: what every lookup is a method of.
+pub enum Conn {
+    /// To SQLite.
+    Sqlite(PoolConnection<Sqlite>),
+    /// To PostgreSQL.
+    Postgres(PoolConnection<Postgres>),
+}
+
+impl Conn {
+    /// The engine behind this connection.
+    pub fn engine(&self) -> Engine {
+        match self {
+            Conn::Sqlite(_) => Engine::Sqlite,
+            Conn::Postgres(_) => Engine::Postgres,
+        }
+    }
+
+    /// Runs a statement without parameters.
+    pub(crate) async fn execute(&mut self, sql: &'static str) -> StoreResult<()> {
+        on_engine!(self, |c| sqlx::query(sql).execute(c).await.map(|_| ()))?;
+        Ok(())
+    }
+}
+
+/// The pools of one database.
+#[derive(Clone, Debug)]
+pub(crate) enum Pools {
+    Sqlite { writer: SqlitePool, readers: SqlitePool },
+    Postgres(PgPool),
+}
+
+impl Pools {
+    /// Opens `sqlite:PATH` (made if absent) or `postgres://…`.
+    pub(crate) async fn open(address: &str) -> StoreResult<Pools> {
+        if address.starts_with("sqlite:") {
+            let options = SqliteConnectOptions::from_str(address)?
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(false)
+                .busy_timeout(PATIENCE)
+                .statement_cache_capacity(500)
+                .pragma("cache_size", "-16000")
+                .pragma("mmap_size", "268435456")
+                .optimize_on_close(false, None);
+            let writer = SqlitePoolOptions::new()
+                .max_connections(1)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .acquire_timeout(PATIENCE)
+                .connect_with(options.clone())
+                .await?;
+            let readers = SqlitePoolOptions::new()
+                .max_connections(SQLITE_READERS)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .acquire_timeout(PATIENCE)
+                .test_before_acquire(false)
+                .connect_lazy_with(options);
+            return Ok(Pools::Sqlite { writer, readers });
+        }
+        if address.starts_with("postgres://") || address.starts_with("postgresql://") {
+            let options = PgConnectOptions::from_str(address)?.statement_cache_capacity(500);
+            let pool = PgPoolOptions::new()
+                .max_connections(POSTGRES_CONNECTIONS)
+                .acquire_timeout(PATIENCE)
+                .test_before_acquire(false)
+                .connect_with(options)
+                .await?;
+            return Ok(Pools::Postgres(pool));
+        }
+        Err(StoreError::Address)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        match self {
+            Pools::Sqlite { .. } => Engine::Sqlite,
+            Pools::Postgres(_) => Engine::Postgres,
+        }
+    }
+
+    /// A connection for lookups.
+    pub(crate) async fn reader(&self) -> StoreResult<Conn> {
+        Ok(match self {
+            Pools::Sqlite { readers, .. } => Conn::Sqlite(readers.acquire().await?),
+            Pools::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+        })
+    }
+
+    /// A connection that may write.
+    pub(crate) async fn writer(&self) -> StoreResult<Conn> {
+        Ok(match self {
+            Pools::Sqlite { writer, .. } => Conn::Sqlite(writer.acquire().await?),
+            Pools::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+        })
+    }
+}

@@ -1,0 +1,202 @@
+//! Group commit: what is waiting is written in one transaction, so that a busy server pays for one fsync where it
+//! would have paid for a hundred. A member that fails, fails alone.
+
+use crate::error::{StoreError, StoreResult};
+use crate::events::StoredEvent;
+use crate::log::LogRow;
+use crate::store::Inner;
+use crate::tx::{Buffers, Slot, Tx};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use ruma::OwnedRoomId;
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+use waxwing_model::LogPosition;
+
+/// Members of one group: enough to amortise an fsync, few enough to keep the first from waiting long.
+const GROUP_LIMIT: usize = 128;
+/// Members that may wait: beyond it callers wait for a place, which is how overload reaches them.
+pub(crate) const QUEUE_LIMIT: usize = 4096;
+
+/// What a member answers, its type erased.
+pub(crate) type Answer = Result<Box<dyn Any + Send>, Box<dyn Any + Send>>;
+/// Runs a member once; it may be run again when its group could not be committed.
+pub(crate) type Run = Box<dyn for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Answer> + Send + Sync>;
+
+/// One write that waits for its group.
+pub(crate) struct Job {
+    pub name: &'static str,
+    pub rooms: Vec<OwnedRoomId>,
+    pub run: Run,
+    pub answer: oneshot::Sender<Result<Answer, StoreError>>,
+}
+
+/// Commits groups until the store is closed.
+pub(crate) async fn commit_groups(inner: Arc<Inner>, mut queue: mpsc::Receiver<Job>) {
+    let mut jobs = Vec::with_capacity(GROUP_LIMIT);
+    while queue.recv_many(&mut jobs, GROUP_LIMIT).await > 0 {
+        let started = Instant::now();
+        metrics::histogram!("waxwing_commit_group_members").record(jobs.len() as f64);
+        commit_jobs(&inner, std::mem::take(&mut jobs)).await;
+        metrics::histogram!("waxwing_commit_seconds").record(started.elapsed());
+    }
+}
+
+async fn commit_jobs(inner: &Arc<Inner>, jobs: Vec<Job>) {
+    match commit_together(inner, &jobs).await {
+        Ok(answers) => {
+            for (job, answer) in jobs.into_iter().zip(answers) {
+                // A caller that has gone away needs no answer; its write stands.
+                let _ = job.answer.send(answer);
+            }
+        }
+        Err(error) if jobs.len() == 1 => {
+            tracing::warn!(%error, name = jobs[0].name, "a write could not be committed");
+            for job in jobs {
+                let _ = job.answer.send(Err(StoreError::Commit(error.to_string())));
+            }
+        }
+        Err(error) => {
+            // One of them broke the commit as a whole: each alone, so that the others do not suffer for it.
+            tracing::warn!(%error, members = jobs.len(), "a group could not be committed; its members go one by one");
+            for job in jobs {
+                let single = std::slice::from_ref(&job);
+                let answer = match commit_together(inner, single).await {
+                    Ok(mut answers) => answers.pop().unwrap_or(Err(StoreError::Closed)),
+                    Err(error) => Err(StoreError::Commit(error.to_string())),
+                };
+                let _ = job.answer.send(answer);
+            }
+        }
+    }
+}
+
+type Answers = Vec<Result<Answer, StoreError>>;
+
+async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answers> {
+    let mut conn = inner.pools.writer().await?;
+    conn.execute(crate::dialect::begin(conn.engine())).await?;
+    let mut tx = Tx::new(conn, Arc::clone(&inner.nodes), inner.tail.head().0);
+    let done = match run_members(&mut tx, jobs).await {
+        Ok(answers) => match flush(&mut tx).await {
+            Ok(written) => tx.conn.execute("COMMIT").await.map(|()| (answers, written)),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok((answers, written)) => {
+            for stored in &written.events {
+                inner.event_cache_put(Arc::clone(stored));
+            }
+            drop(tx);
+            inner.publish(written.rows).await;
+            Ok(answers)
+        }
+        Err(error) => {
+            if let Err(second) = tx.conn.execute("ROLLBACK").await {
+                tracing::warn!(error = %second, "rollback failed");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
+    let rooms: BTreeSet<OwnedRoomId> = jobs.iter().flat_map(|job| job.rooms.iter().cloned()).collect();
+    tx.lock_rooms(&rooms.into_iter().collect::<Vec<_>>()).await?;
+    let mut answers = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        tx.member_begin();
+        match AssertUnwindSafe((job.run)(tx)).catch_unwind().await {
+            Ok(Ok(value)) => {
+                tx.member_keep().await?;
+                answers.push(Ok(Ok(value)));
+            }
+            Ok(Err(error)) => {
+                tx.member_undo().await?;
+                answers.push(Ok(Err(error)));
+            }
+            Err(_) => {
+                tracing::error!(name = job.name, "a write panicked");
+                tx.member_undo().await?;
+                answers.push(Err(StoreError::Panicked));
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// What a committed group has written.
+struct Written {
+    rows: Vec<LogRow>,
+    events: Vec<Arc<StoredEvent>>,
+}
+
+/// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
+async fn flush(tx: &mut Tx) -> StoreResult<Written> {
+    let buffers = std::mem::take(&mut tx.buffers);
+    tx.conn.state_nodes_insert(&buffers.nodes).await?;
+    tx.rooms_flush().await?;
+    tx.conn.transactions_insert(&buffers.transactions).await?;
+    let below = buffers.events.iter().filter(|event| event.slot.is_none()).count() as i64;
+    if buffers.log.is_empty() && below == 0 {
+        return Ok(Written { rows: Vec::new(), events: Vec::new() });
+    }
+    let count = buffers.log.len() as i64;
+    let (last, lowest) = tx.conn.log_advance(count, below).await?;
+    let written = place(&buffers, last - count, lowest + below);
+    tx.conn.events_insert(&written.events).await?;
+    tx.conn.log_insert(&written.rows).await?;
+    let position = |slot: Slot| last - count + slot.0 as i64 + 1;
+    tx.conn.outbox_insert(&buffers.outbox, position).await?;
+    tx.conn.messages_insert(&buffers.to_device, position).await?;
+    tx.conn.relations_insert(&buffers.relations, &written.events).await?;
+    Ok(written)
+}
+
+/// Gives each event its number and each row its position. `base` is the position before the first row, `ceiling` one
+/// above the highest number below zero.
+fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
+    let mut next_below = ceiling;
+    let mut rows: Vec<LogRow> = buffers
+        .log
+        .iter()
+        .enumerate()
+        .map(|(index, row)| LogRow {
+            position: LogPosition(base + index as i64 + 1),
+            fact: row.fact,
+            room: row.room.clone(),
+            user: row.user.clone(),
+            reference: row.reference.clone(),
+            data: row.data.clone(),
+            event: None,
+        })
+        .collect();
+    let mut events = Vec::with_capacity(buffers.events.len());
+    for new in &buffers.events {
+        let sn = match new.slot {
+            Some(slot) => base + slot.0 as i64 + 1,
+            None => {
+                next_below -= 1;
+                next_below
+            }
+        };
+        let stored = Arc::new(StoredEvent {
+            event: Arc::clone(&new.event),
+            sn,
+            flags: new.flags,
+            state_before: new.state_before,
+            redacted_by: None,
+        });
+        if let Some(slot) = new.slot {
+            rows[slot.0].event = Some(Arc::clone(&stored));
+        }
+        events.push(stored);
+    }
+    Written { rows, events }
+}

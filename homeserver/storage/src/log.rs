@@ -1,0 +1,275 @@
+//! The one log: what its rows say, and reading it from the database.
+
+use crate::engine::{Conn, on_engine};
+use crate::error::{StoreError, StoreResult};
+use crate::events::StoredEvent;
+use crate::sql::{CHUNK, rows, statements};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use sqlx::AssertSqlSafe;
+use std::sync::Arc;
+use waxwing_model::LogPosition;
+
+statements! {
+    HEAD = "SELECT position FROM log_head WHERE id = 1";
+    ADVANCE = "UPDATE log_head SET position = position + $1, lowest = lowest - $2 WHERE id = 1 RETURNING position, lowest";
+    INSERT = "INSERT INTO log (position, kind, room_id, user_id, reference, data) VALUES $rows";
+    RANGE = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
+    RANGE_OF_USER = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE user_id = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
+    RANGE_OF_ROOM = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
+    RANGE_OF_KIND = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE kind = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
+}
+
+/// What a row of the log says happened. The numbers are on disk: never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i16)]
+pub enum Fact {
+    /// A live event of a room: `room`, `reference` = its id, `user` = whose membership it changes, if it does.
+    Event = 1,
+    /// Current state changed without a new timeline event (state resolution): `room`, `reference` = the event that
+    /// holds now (absent: none), `data` = JSON `[type, state key]`.
+    State = 2,
+    /// A user's membership of a room that this server is not in changed (invited, knocked, rejected): `room`, `user`.
+    Outside = 3,
+    /// A receipt: `room`, `user`, `reference` = kind, `data` = thread.
+    Receipt = 4,
+    /// Account data: `user`, `room` if it is a room's, `reference` = type.
+    AccountData = 5,
+    /// A to-device message waits: `user`, `reference` = device.
+    ToDevice = 6,
+    /// The device list, a device's keys or the cross-signing keys of `user` changed.
+    DeviceList = 7,
+    /// One-time or fallback keys of `user`'s device `reference` were added or claimed.
+    OneTimeKeys = 8,
+    /// The flags of event `reference` in `room` changed (`data` says what): caches drop it.
+    EventChanged = 9,
+    /// The profile of `user` changed.
+    Profile = 10,
+    /// `user` forgot `room`.
+    Forgotten = 11,
+    /// A room's row changed beside its state (published, purged): `room`.
+    Room = 12,
+    /// Something waits for destination `reference`.
+    Outbox = 13,
+    /// Tokens, devices or standing of `user` changed: caches drop them. `reference` = device, if one.
+    Account = 14,
+    /// Anything else a service announces to the other nodes; `reference` names it.
+    Other = 15,
+}
+
+impl Fact {
+    fn from_number(number: i16) -> Option<Fact> {
+        [
+            Fact::Event,
+            Fact::State,
+            Fact::Outside,
+            Fact::Receipt,
+            Fact::AccountData,
+            Fact::ToDevice,
+            Fact::DeviceList,
+            Fact::OneTimeKeys,
+            Fact::EventChanged,
+            Fact::Profile,
+            Fact::Forgotten,
+            Fact::Room,
+            Fact::Outbox,
+            Fact::Account,
+            Fact::Other,
+        ]
+        .into_iter()
+        .find(|fact| *fact as i16 == number)
+    }
+}
+
+/// A row that a transaction appends. It gets its position when the group is committed.
+#[derive(Clone, Debug)]
+pub struct NewRow {
+    /// What happened.
+    pub fact: Fact,
+    /// In which room.
+    pub room: Option<OwnedRoomId>,
+    /// To or by which user.
+    pub user: Option<OwnedUserId>,
+    /// See [`Fact`].
+    pub reference: Option<String>,
+    /// See [`Fact`].
+    pub data: Option<String>,
+}
+
+impl NewRow {
+    /// A row with nothing but its fact.
+    pub fn new(fact: Fact) -> NewRow {
+        NewRow { fact, room: None, user: None, reference: None, data: None }
+    }
+    /// Names the room.
+    pub fn room(mut self, room: impl Into<OwnedRoomId>) -> NewRow {
+        self.room = Some(room.into());
+        self
+    }
+    /// Names the user.
+    pub fn user(mut self, user: impl Into<OwnedUserId>) -> NewRow {
+        self.user = Some(user.into());
+        self
+    }
+    /// Sets the reference.
+    pub fn reference(mut self, reference: impl Into<String>) -> NewRow {
+        self.reference = Some(reference.into());
+        self
+    }
+    /// Sets the data.
+    pub fn data(mut self, data: impl Into<String>) -> NewRow {
+        self.data = Some(data.into());
+        self
+    }
+}
+
+/// A row of the log with its position.
+#[derive(Clone, Debug)]
+pub struct LogRow {
+    /// Where it stands.
+    pub position: LogPosition,
+    /// What happened.
+    pub fact: Fact,
+    /// In which room.
+    pub room: Option<OwnedRoomId>,
+    /// To or by which user.
+    pub user: Option<OwnedUserId>,
+    /// See [`Fact`].
+    pub reference: Option<String>,
+    /// See [`Fact`].
+    pub data: Option<String>,
+    /// The event of a [`Fact::Event`] row, decoded, where the tail has it.
+    pub event: Option<Arc<StoredEvent>>,
+}
+
+impl LogRow {
+    /// The event id of a [`Fact::Event`], [`Fact::State`] or [`Fact::EventChanged`] row.
+    pub fn event_id(&self) -> Option<OwnedEventId> {
+        self.reference.as_deref().and_then(|id| id.try_into().ok())
+    }
+
+    /// Bytes that the row takes in the tail, roughly.
+    pub(crate) fn weight(&self) -> usize {
+        let texts = [&self.reference, &self.data].into_iter().flatten().map(String::len).sum::<usize>();
+        200 + texts + self.event.as_ref().map_or(0, |stored| 600 + 2 * stored.event.json.get().len())
+    }
+}
+
+type Columns = (i64, i16, Option<String>, Option<String>, Option<String>, Option<String>);
+
+fn decode(columns: Columns) -> StoreResult<LogRow> {
+    let (position, kind, room, user, reference, data) = columns;
+    let corrupt = |why: String| StoreError::corrupt("log", position.to_string(), why);
+    Ok(LogRow {
+        position: LogPosition(position),
+        fact: Fact::from_number(kind).ok_or_else(|| corrupt(format!("kind {kind}")))?,
+        room: room.map(OwnedRoomId::try_from).transpose().map_err(|error| corrupt(error.to_string()))?,
+        user: user.map(OwnedUserId::try_from).transpose().map_err(|error| corrupt(error.to_string()))?,
+        reference,
+        data,
+        event: None,
+    })
+}
+
+impl Conn {
+    /// The position of the newest committed row.
+    pub async fn log_head(&mut self) -> StoreResult<LogPosition> {
+        let (position,): (i64,) = on_engine!(self, |c| sqlx::query_as(HEAD).fetch_one(c).await)?;
+        Ok(LogPosition(position))
+    }
+
+    /// The rows after `after` up to and including `upto`, at most `limit`, oldest first, without events.
+    pub async fn log_range(
+        &mut self,
+        after: LogPosition,
+        upto: LogPosition,
+        limit: i64,
+    ) -> StoreResult<Vec<LogRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(RANGE)
+            .bind(after.0)
+            .bind(upto.0)
+            .bind(limit)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// Like [`Conn::log_range`], the rows that name `user`.
+    pub async fn log_range_of_user(
+        &mut self,
+        user: &ruma::UserId,
+        after: LogPosition,
+        upto: LogPosition,
+        limit: i64,
+    ) -> StoreResult<Vec<LogRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(RANGE_OF_USER)
+            .bind(user.as_str())
+            .bind(after.0)
+            .bind(upto.0)
+            .bind(limit)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// Like [`Conn::log_range`], the rows that name `room`.
+    pub async fn log_range_of_room(
+        &mut self,
+        room: &ruma::RoomId,
+        after: LogPosition,
+        upto: LogPosition,
+        limit: i64,
+    ) -> StoreResult<Vec<LogRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(RANGE_OF_ROOM)
+            .bind(room.as_str())
+            .bind(after.0)
+            .bind(upto.0)
+            .bind(limit)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// Like [`Conn::log_range`], the rows of one kind.
+    pub async fn log_range_of_kind(
+        &mut self,
+        fact: Fact,
+        after: LogPosition,
+        upto: LogPosition,
+        limit: i64,
+    ) -> StoreResult<Vec<LogRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(RANGE_OF_KIND)
+            .bind(fact as i16)
+            .bind(after.0)
+            .bind(upto.0)
+            .bind(limit)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// Takes `count` positions and `below` numbers below zero: the last thing before the rows that carry them.
+    /// Returns the last position and the lowest number taken.
+    pub(crate) async fn log_advance(&mut self, count: i64, below: i64) -> StoreResult<(i64, i64)> {
+        Ok(on_engine!(self, |c| sqlx::query_as(ADVANCE).bind(count).bind(below).fetch_one(c).await)?)
+    }
+
+    pub(crate) async fn log_insert(&mut self, all: &[LogRow]) -> StoreResult<()> {
+        for chunk in all.chunks(CHUNK) {
+            let text = rows(INSERT, 6, chunk.len());
+            on_engine!(self, |c| {
+                let mut query = sqlx::query(AssertSqlSafe(text));
+                for row in chunk {
+                    query = query
+                        .bind(row.position.0)
+                        .bind(row.fact as i16)
+                        .bind(row.room.as_ref().map(|room| room.as_str()))
+                        .bind(row.user.as_ref().map(|user| user.as_str()))
+                        .bind(row.reference.as_deref())
+                        .bind(row.data.as_deref());
+                }
+                query.execute(c).await.map(|_| ())
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! Who is in which room now: derived from current state, so that questions across rooms are one query.
+
+use crate::engine::{Conn, on_engine};
+use crate::error::{StoreError, StoreResult};
+use crate::sql::{CHUNK, list, padded, statements};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use sqlx::AssertSqlSafe;
+
+statements! {
+    UPSERT = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, FALSE) ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
+    REMOVE = "DELETE FROM members WHERE room_id = $1 AND user_id = $2";
+    FORGET = "UPDATE members SET forgotten = TRUE WHERE room_id = $1 AND user_id = $2";
+    OF_USER = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE user_id = $1";
+    ONE = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND user_id = $2";
+    OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
+    LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
+    SERVERS = "SELECT DISTINCT server FROM members WHERE room_id = $1 AND membership = 'join'";
+    ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
+    COUNT = "SELECT membership, COUNT(*) FROM members WHERE room_id = $1 GROUP BY membership";
+    COUNT_LOCAL = "SELECT COUNT(*) FROM members WHERE room_id = $1 AND membership = 'join' AND local";
+    SHARING = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
+    SHARED = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' AND b.user_id IN ($list)";
+    SHARING_SERVERS = "SELECT DISTINCT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
+    MUTUAL = "SELECT a.room_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.user_id = $2 AND b.membership = 'join' ORDER BY a.room_id";
+    ALL_LOCAL_JOINED = "SELECT room_id, user_id FROM members WHERE local AND membership = 'join'";
+}
+
+/// One user's membership of one room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRow {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// `join`, `invite`, `leave`, `ban`, `knock`.
+    pub membership: String,
+    /// The member event.
+    pub event_id: OwnedEventId,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// Orders members by when they became so; about the log position of the event.
+    pub sn: i64,
+    /// The display name in this room.
+    pub display_name: Option<String>,
+    /// The avatar in this room.
+    pub avatar_url: Option<String>,
+    /// Of an invitation or knock to a room that this server is not in: JSON array of stripped state events.
+    pub stripped: Option<String>,
+    /// The user has forgotten the room.
+    pub forgotten: bool,
+}
+
+type Columns =
+    (String, String, String, String, String, i64, Option<String>, Option<String>, Option<String>, bool);
+
+fn decode(columns: Columns) -> StoreResult<MemberRow> {
+    let (room, user, membership, event, sender, sn, display_name, avatar_url, stripped, forgotten) = columns;
+    let corrupt = |why: String| StoreError::corrupt("members", format!("{room} {user}"), why);
+    Ok(MemberRow {
+        room_id: OwnedRoomId::try_from(room.as_str()).map_err(|error| corrupt(error.to_string()))?,
+        user_id: OwnedUserId::try_from(user.as_str()).map_err(|error| corrupt(error.to_string()))?,
+        membership,
+        event_id: OwnedEventId::try_from(event).map_err(|error| corrupt(error.to_string()))?,
+        sender: OwnedUserId::try_from(sender).map_err(|error| corrupt(error.to_string()))?,
+        sn,
+        display_name,
+        avatar_url,
+        stripped,
+        forgotten,
+    })
+}
+
+fn ids<T: for<'a> TryFrom<&'a str>>(found: Vec<(String,)>) -> Vec<T> {
+    found.into_iter().filter_map(|(id,)| T::try_from(id.as_str()).ok()).collect()
+}
+
+impl Conn {
+    /// All memberships of `user`, forgotten and ended ones too.
+    pub async fn memberships_of(&mut self, user: &UserId) -> StoreResult<Vec<MemberRow>> {
+        let found: Vec<Columns> =
+            on_engine!(self, |c| sqlx::query_as(OF_USER).bind(user.as_str()).fetch_all(c).await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// `user`'s membership of `room`.
+    pub async fn member_load(&mut self, room: &RoomId, user: &UserId) -> StoreResult<Option<MemberRow>> {
+        let found: Option<Columns> = on_engine!(self, |c| sqlx::query_as(ONE)
+            .bind(room.as_str())
+            .bind(user.as_str())
+            .fetch_optional(c)
+            .await)?;
+        found.map(decode).transpose()
+    }
+
+    /// The members of `room` with this membership, in order of `sn`.
+    pub async fn members_of(&mut self, room: &RoomId, membership: &str) -> StoreResult<Vec<MemberRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(OF_ROOM)
+            .bind(room.as_str())
+            .bind(membership)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// This server's users with this membership of `room`.
+    pub async fn local_members_of(
+        &mut self,
+        room: &RoomId,
+        membership: &str,
+    ) -> StoreResult<Vec<OwnedUserId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(LOCAL_OF_ROOM)
+            .bind(room.as_str())
+            .bind(membership)
+            .fetch_all(c)
+            .await)?))
+    }
+
+    /// The servers that have a joined user in `room`, this one too.
+    pub async fn servers_in(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedServerName>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(SERVERS).bind(room.as_str()).fetch_all(c).await)?))
+    }
+
+    /// The rooms that `server` has a joined user in.
+    pub async fn rooms_of_server(&mut self, server: &ServerName) -> StoreResult<Vec<OwnedRoomId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(ROOMS_OF_SERVER)
+            .bind(server.as_str())
+            .fetch_all(c)
+            .await)?))
+    }
+
+    /// How many members `room` has of each membership.
+    pub async fn member_counts(&mut self, room: &RoomId) -> StoreResult<Vec<(String, i64)>> {
+        Ok(on_engine!(self, |c| sqlx::query_as(COUNT).bind(room.as_str()).fetch_all(c).await)?)
+    }
+
+    /// How many users of this server are joined to `room`.
+    pub async fn local_joined_count(&mut self, room: &RoomId) -> StoreResult<i64> {
+        let (count,): (i64,) =
+            on_engine!(self, |c| sqlx::query_as(COUNT_LOCAL).bind(room.as_str()).fetch_one(c).await)?;
+        Ok(count)
+    }
+
+    /// All users who share a room with `user` (who is among them if in any room).
+    pub async fn users_sharing(&mut self, user: &UserId) -> StoreResult<Vec<OwnedUserId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(SHARING).bind(user.as_str()).fetch_all(c).await)?))
+    }
+
+    /// Those of `others` who share a room with `user`.
+    pub async fn users_sharing_among(
+        &mut self,
+        user: &UserId,
+        others: &[OwnedUserId],
+    ) -> StoreResult<Vec<OwnedUserId>> {
+        let mut sharing = Vec::new();
+        for chunk in others.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(SHARED, 2, chunk.len());
+            sharing.extend(ids::<OwnedUserId>(on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(user.as_str());
+                for other in &chunk {
+                    query = query.bind(other.as_str());
+                }
+                query.fetch_all(c).await
+            })?));
+        }
+        Ok(sharing)
+    }
+
+    /// The servers of the users who share a room with `user`.
+    pub async fn servers_sharing(&mut self, user: &UserId) -> StoreResult<Vec<OwnedServerName>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(SHARING_SERVERS).bind(user.as_str()).fetch_all(c).await)?))
+    }
+
+    /// The rooms that both are joined to.
+    pub async fn rooms_shared(&mut self, one: &UserId, other: &UserId) -> StoreResult<Vec<OwnedRoomId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(MUTUAL)
+            .bind(one.as_str())
+            .bind(other.as_str())
+            .fetch_all(c)
+            .await)?))
+    }
+
+    /// Every (room, joined user of this server): what a fold over the log starts from.
+    pub async fn local_joined_all(&mut self) -> StoreResult<Vec<(OwnedRoomId, OwnedUserId)>> {
+        let found: Vec<(String, String)> =
+            on_engine!(self, |c| sqlx::query_as(ALL_LOCAL_JOINED).fetch_all(c).await)?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(room, user)| Some((room.try_into().ok()?, user.try_into().ok()?)))
+            .collect())
+    }
+}
+
+impl crate::Tx {
+    /// Sets a membership. `row.sn` and `row.forgotten` are ignored: the order is now, and nothing is forgotten.
+    pub async fn member_save(&mut self, row: &MemberRow, local: bool) -> StoreResult<()> {
+        let sn = self.position_hint();
+        let conn = self.writing().await?;
+        on_engine!(conn, |c| sqlx::query(UPSERT)
+            .bind(row.room_id.as_str())
+            .bind(row.user_id.as_str())
+            .bind(&row.membership)
+            .bind(row.event_id.as_str())
+            .bind(row.sender.as_str())
+            .bind(local)
+            .bind(row.user_id.server_name().as_str())
+            .bind(sn)
+            .bind(row.display_name.as_deref())
+            .bind(row.avatar_url.as_deref())
+            .bind(row.stripped.as_deref())
+            .execute(c)
+            .await
+            .map(|_| ()))?;
+        Ok(())
+    }
+
+    /// The user has no membership of the room any more (state resolution took it away).
+    pub async fn member_remove(&mut self, room: &RoomId, user: &UserId) -> StoreResult<()> {
+        let conn = self.writing().await?;
+        on_engine!(conn, |c| sqlx::query(REMOVE)
+            .bind(room.as_str())
+            .bind(user.as_str())
+            .execute(c)
+            .await
+            .map(|_| ()))?;
+        Ok(())
+    }
+
+    /// The user forgets the room.
+    pub async fn member_forget(&mut self, room: &RoomId, user: &UserId) -> StoreResult<()> {
+        let conn = self.writing().await?;
+        on_engine!(conn, |c| sqlx::query(FORGET)
+            .bind(room.as_str())
+            .bind(user.as_str())
+            .execute(c)
+            .await
+            .map(|_| ()))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Applies the migrations, which are compiled in.
+
+use crate::engine::{Conn, Engine, Pools, on_engine};
+use crate::error::{StoreError, StoreResult};
+use sqlx::AssertSqlSafe;
+
+/// One migration: number, name, text for SQLite, text for PostgreSQL.
+type Migration = (i64, &'static str, &'static str, &'static str);
+
+macro_rules! migrations {
+    ($($number:literal $name:literal),* $(,)?) => {
+        &[$((
+            $number,
+            $name,
+            include_str!(concat!("../../../migrations/sqlite/", $name, ".sql")),
+            include_str!(concat!("../../../migrations/postgres/", $name, ".sql")),
+        )),*]
+    };
+}
+
+/// In the order in which they are applied. Never change one that was released: add the next.
+pub(crate) const MIGRATIONS: &[Migration] = migrations![1 "0001_base"];
+
+const CREATE: &str =
+    "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)";
+const APPLIED: &str = "SELECT version FROM schema_migrations ORDER BY version";
+const RECORD: &str = "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)";
+/// An arbitrary number that keeps two nodes from migrating one PostgreSQL database at the same time.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7786914351)";
+
+/// Brings the database to the newest schema, in one transaction.
+///
+/// # Errors
+/// [`StoreError::Newer`] when the database has a migration that this program does not know.
+pub(crate) async fn migrate(pools: &Pools) -> StoreResult<()> {
+    let mut conn = pools.writer().await?;
+    conn.execute(crate::dialect::begin(conn.engine())).await?;
+    match apply(&mut conn).await {
+        Ok(()) => conn.execute("COMMIT").await,
+        Err(error) => {
+            conn.execute("ROLLBACK").await?;
+            Err(error)
+        }
+    }
+}
+
+async fn apply(conn: &mut Conn) -> StoreResult<()> {
+    if conn.engine() == Engine::Postgres {
+        conn.execute(LOCK).await?;
+    }
+    conn.execute(CREATE).await?;
+    let applied: Vec<(i64,)> = on_engine!(conn, |c| sqlx::query_as(APPLIED).fetch_all(c).await)?;
+    let newest = MIGRATIONS.last().map_or(0, |migration| migration.0);
+    if let Some((version,)) = applied.last()
+        && *version > newest
+    {
+        return Err(StoreError::Newer(*version));
+    }
+    for (version, name, sqlite, postgres) in MIGRATIONS {
+        if applied.iter().any(|(done,)| done == version) {
+            continue;
+        }
+        let text = match conn.engine() {
+            Engine::Sqlite => sqlite,
+            Engine::Postgres => postgres,
+        };
+        on_engine!(conn, |c| sqlx::raw_sql(AssertSqlSafe(*text)).execute(c).await.map(|_| ()))
+            .map_err(|error| StoreError::Migrate(format!("{name}: {error}")))?;
+        on_engine!(conn, |c| sqlx::query(RECORD).bind(version).bind(*name).execute(c).await.map(|_| ()))?;
+        tracing::info!(migration = name, "applied");
+    }
+    Ok(())
+}

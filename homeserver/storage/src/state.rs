@@ -1,0 +1,212 @@
+//! Nodes of the state trees: immutable, named by their content, so any node of the cluster may cache them for ever.
+
+use crate::engine::{Conn, on_engine};
+use crate::error::{StoreError, StoreResult};
+use crate::sql::{CHUNK, list, padded, rows, statements};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use ruma::OwnedEventId;
+use ruma::events::StateEventType;
+use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
+use std::sync::Arc;
+use waxwing_model::StateKey;
+use waxwing_rooms::state_tree::{self, Change, NeedNodes, Node, NodeId, Nodes};
+
+statements! {
+    LOAD = "SELECT id, bytes FROM state_nodes WHERE id IN ($list)";
+    INSERT = "INSERT INTO state_nodes (id, bytes) VALUES $rows ON CONFLICT (id) DO NOTHING";
+}
+
+/// Bytes of state nodes that a node of the cluster keeps in memory.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// A guess of the nodes in that many bytes, for the cache's tables.
+const CACHE_ITEMS: usize = 100_000;
+
+#[derive(Clone)]
+pub(crate) struct NodeWeight;
+
+impl Weighter<NodeId, Arc<Node>> for NodeWeight {
+    fn weight(&self, _: &NodeId, node: &Arc<Node>) -> u64 {
+        64 + node.own_entries().len() as u64 * 200 + node.children().len() as u64 * 40
+    }
+}
+
+/// Decoded nodes. Names are hashes of what they name, so nothing in it can be wrong.
+pub(crate) struct NodeCache(Cache<NodeId, Arc<Node>, NodeWeight>);
+
+impl NodeCache {
+    pub(crate) fn new() -> NodeCache {
+        NodeCache(Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES, NodeWeight))
+    }
+    pub(crate) fn insert(&self, id: NodeId, node: Arc<Node>) {
+        self.0.insert(id, node);
+    }
+}
+
+/// The cache, with what was just loaded held fast: an eviction between two steps must not make us load for ever.
+struct View<'a> {
+    cache: &'a NodeCache,
+    held: HashMap<NodeId, Arc<Node>>,
+}
+
+impl Nodes for View<'_> {
+    fn node(&self, id: &NodeId) -> Option<Arc<Node>> {
+        self.held.get(id).cloned().or_else(|| self.cache.0.get(id))
+    }
+}
+
+async fn with_nodes<T>(
+    conn: &mut Conn,
+    cache: &NodeCache,
+    held: HashMap<NodeId, Arc<Node>>,
+    work: impl Fn(&dyn Nodes) -> Result<T, NeedNodes>,
+) -> StoreResult<T> {
+    let mut view = View { cache, held };
+    loop {
+        let NeedNodes(ids) = match work(&view) {
+            Ok(done) => return Ok(done),
+            Err(need) => need,
+        };
+        let loaded = conn.state_nodes_load(&ids).await?;
+        for id in &ids {
+            let Some(node) = loaded.get(id) else {
+                return Err(StoreError::corrupt("state_nodes", id.to_string(), "it is missing"));
+            };
+            cache.insert(*id, Arc::clone(node));
+            view.held.insert(*id, Arc::clone(node));
+        }
+    }
+}
+
+/// Reads state trees through the cache. Obtained from [`crate::Store::state`] or [`crate::Tx::state`].
+pub struct StateReader<'a> {
+    pub(crate) conn: &'a mut Conn,
+    pub(crate) cache: &'a NodeCache,
+    pub(crate) held: HashMap<NodeId, Arc<Node>>,
+}
+
+impl StateReader<'_> {
+    /// The entries of `keys`, in their order.
+    pub async fn get_many(
+        &mut self,
+        root: NodeId,
+        keys: &[StateKey],
+    ) -> StoreResult<Vec<Option<OwnedEventId>>> {
+        let found = with_nodes(self.conn, self.cache, self.held.clone(), |nodes| {
+            state_tree::get_many(nodes, root, keys)
+        })
+        .await?;
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+    /// One entry.
+    pub async fn get(
+        &mut self,
+        root: NodeId,
+        kind: StateEventType,
+        key: &str,
+    ) -> StoreResult<Option<OwnedEventId>> {
+        Ok(self.get_many(root, &[(kind, key.to_owned())]).await?.pop().flatten())
+    }
+    /// All entries.
+    pub async fn entries(&mut self, root: NodeId) -> StoreResult<Vec<(StateKey, OwnedEventId)>> {
+        with_nodes(self.conn, self.cache, self.held.clone(), |nodes| {
+            Ok(state_tree::entries(nodes, root)?.into_iter().collect())
+        })
+        .await
+    }
+    /// All entries of one event type, by state key.
+    pub async fn entries_of_type(
+        &mut self,
+        root: NodeId,
+        kind: &StateEventType,
+    ) -> StoreResult<Vec<(String, OwnedEventId)>> {
+        with_nodes(self.conn, self.cache, self.held.clone(), |nodes| {
+            Ok(state_tree::entries_of_type(nodes, root, kind)?.into_iter().collect())
+        })
+        .await
+    }
+    /// What differs between two states.
+    pub async fn diff(&mut self, a: NodeId, b: NodeId) -> StoreResult<Vec<Change>> {
+        with_nodes(self.conn, self.cache, self.held.clone(), |nodes| state_tree::diff(nodes, a, b)).await
+    }
+}
+
+impl Conn {
+    pub(crate) async fn state_nodes_load(
+        &mut self,
+        ids: &[NodeId],
+    ) -> StoreResult<HashMap<NodeId, Arc<Node>>> {
+        let mut loaded = HashMap::with_capacity(ids.len());
+        for chunk in ids.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(LOAD, 1, chunk.len());
+            let found: Vec<(Vec<u8>, Vec<u8>)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for id in &chunk {
+                    query = query.bind(id.as_bytes().to_vec());
+                }
+                query.fetch_all(c).await
+            })?;
+            for (id, bytes) in found {
+                let id = NodeId::try_from(id.as_slice())
+                    .map_err(|error| StoreError::corrupt("state_nodes", "", error))?;
+                let node = Node::decode(&bytes)
+                    .map_err(|error| StoreError::corrupt("state_nodes", id.to_string(), error))?;
+                loaded.insert(id, Arc::new(node));
+            }
+        }
+        Ok(loaded)
+    }
+
+    pub(crate) async fn state_nodes_insert(&mut self, all: &[(NodeId, Arc<Node>)]) -> StoreResult<()> {
+        for chunk in all.chunks(CHUNK) {
+            let text = rows(INSERT, 2, chunk.len());
+            on_engine!(self, |c| {
+                let mut query = sqlx::query(AssertSqlSafe(text));
+                for (id, node) in chunk {
+                    query = query.bind(id.as_bytes().to_vec()).bind(node.encode());
+                }
+                query.execute(c).await.map(|_| ())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl crate::Tx {
+    /// Reads state trees, those that this group makes among them.
+    pub fn state(&mut self) -> StateReader<'_> {
+        let held = self.buffers.nodes.iter().map(|(id, node)| (*id, Arc::clone(node))).collect();
+        StateReader { conn: &mut self.conn, cache: &self.nodes, held }
+    }
+
+    /// Changes entries of a state and keeps the new nodes. Returns the new root.
+    pub async fn state_update(
+        &mut self,
+        root: NodeId,
+        changes: &[(StateKey, Option<OwnedEventId>)],
+    ) -> StoreResult<NodeId> {
+        let reader = self.state();
+        let update = with_nodes(reader.conn, reader.cache, reader.held, |nodes| {
+            state_tree::update(nodes, root, changes)
+        })
+        .await?;
+        self.nodes_keep(update.new_nodes);
+        Ok(update.root)
+    }
+
+    /// Keeps a whole state. Returns its root.
+    pub fn state_build(&mut self, entries: impl IntoIterator<Item = (StateKey, OwnedEventId)>) -> NodeId {
+        let update = state_tree::build(entries);
+        self.nodes_keep(update.new_nodes);
+        update.root
+    }
+
+    fn nodes_keep(&mut self, new: Vec<(NodeId, Arc<Node>)>) {
+        for (id, node) in new {
+            self.nodes.insert(id, Arc::clone(&node));
+            self.buffers.nodes.push((id, node));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The store: one database, one writer of groups, one tail of the log.
+
+use crate::engine::{Conn, Engine, Pools};
+use crate::error::{StoreError, StoreResult};
+use crate::events::StoredEvent;
+use crate::group::{self, Answer, Job, QUEUE_LIMIT};
+use crate::log::LogRow;
+use crate::state::{NodeCache, StateReader};
+use crate::tail::Tail;
+use crate::tx::Tx;
+use futures_util::future::BoxFuture;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use ruma::{EventId, OwnedEventId, OwnedRoomId};
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use waxwing_model::LogPosition;
+
+/// Bytes of events kept in memory.
+const EVENT_CACHE_BYTES: u64 = 96 * 1024 * 1024;
+/// A guess of the events in that many bytes.
+const EVENT_CACHE_ITEMS: usize = 50_000;
+/// Rows read at once when this node has to catch up with the log.
+const CATCH_UP_ROWS: i64 = 1000;
+
+#[derive(Clone)]
+struct EventWeight;
+
+impl Weighter<OwnedEventId, Arc<StoredEvent>> for EventWeight {
+    fn weight(&self, _: &OwnedEventId, stored: &Arc<StoredEvent>) -> u64 {
+        700 + 2 * stored.event.json.get().len() as u64
+    }
+}
+
+pub(crate) struct Inner {
+    pub pools: Pools,
+    pub tail: Tail,
+    pub nodes: Arc<NodeCache>,
+    events: Cache<OwnedEventId, Arc<StoredEvent>, EventWeight>,
+    /// Held while rows are added to the tail, so that they are added in order.
+    publishing: Mutex<()>,
+}
+
+/// A handle to the database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+    queue: mpsc::Sender<Job>,
+}
+
+impl Store {
+    /// Opens the database at `address` (`sqlite:PATH` or `postgres://…`), applies the migrations and starts the
+    /// task that commits groups. The task ends when the last handle is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] for a database of a newer version, [`StoreError::Address`] for an unknown kind.
+    pub async fn open(address: &str) -> StoreResult<Store> {
+        let pools = Pools::open(address).await?;
+        crate::migrate::migrate(&pools).await?;
+        let head = pools.reader().await?.log_head().await?;
+        let inner = Arc::new(Inner {
+            pools,
+            tail: Tail::new(head),
+            nodes: Arc::new(NodeCache::new()),
+            events: Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight),
+            publishing: Mutex::new(()),
+        });
+        let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
+        tokio::spawn(group::commit_groups(Arc::clone(&inner), jobs));
+        crate::bus::follow(&inner);
+        Ok(Store { inner, queue })
+    }
+
+    /// Which engine is behind it.
+    pub fn engine(&self) -> Engine {
+        self.inner.pools.engine()
+    }
+
+    /// The tail of the log on this node.
+    pub fn tail(&self) -> &Tail {
+        &self.inner.tail
+    }
+
+    /// A connection for lookups. Never hold it while waiting for the network or for a write.
+    pub async fn read(&self) -> StoreResult<Conn> {
+        self.inner.pools.reader().await
+    }
+
+    /// Reads state trees over `conn` through the cache.
+    pub fn state<'a>(&'a self, conn: &'a mut Conn) -> StateReader<'a> {
+        StateReader { conn, cache: &self.inner.nodes, held: HashMap::new() }
+    }
+
+    /// Writes: `member` runs inside the next group's transaction, where its lookups see the group's earlier writes,
+    /// and the call returns when the group is committed and on disk. When it answers an error, nothing that it wrote
+    /// stays. It may run more than once; it must not wait for the network.
+    ///
+    /// `rooms` are the rooms whose rows it will change: their rows are locked before, in one order.
+    pub async fn write<T, E, F>(&self, name: &'static str, rooms: Vec<OwnedRoomId>, member: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        let run: group::Run = Box::new(move |tx| {
+            let running = member(tx);
+            Box::pin(async move {
+                match running.await {
+                    Ok(value) => Ok(Box::new(value) as Box<dyn Any + Send>),
+                    Err(error) => Err(Box::new(error) as Box<dyn Any + Send>),
+                }
+            })
+        });
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(Job { name, rooms, run, answer }).await.map_err(|_| StoreError::Closed)?;
+        let answer: Answer = answered.await.map_err(|_| StoreError::Closed)??;
+        match answer {
+            Ok(value) => value.downcast::<T>().map(|value| *value).map_err(|_| StoreError::Closed.into()),
+            Err(error) => {
+                Err(error.downcast::<E>().map_or_else(|_| StoreError::Closed.into(), |error| *error))
+            }
+        }
+    }
+
+    /// Those of `ids` that are known, from memory where it has them.
+    pub async fn events(&self, ids: &[OwnedEventId]) -> StoreResult<HashMap<OwnedEventId, Arc<StoredEvent>>> {
+        let mut found = HashMap::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            match self.inner.events.get(id) {
+                Some(stored) => drop(found.insert(id.clone(), stored)),
+                None => missing.push(id.clone()),
+            }
+        }
+        if !missing.is_empty() {
+            for stored in self.read().await?.events_load(&missing).await? {
+                self.inner.event_cache_put(Arc::clone(&stored));
+                found.insert(stored.event.event_id.clone(), stored);
+            }
+        }
+        Ok(found)
+    }
+
+    /// One event.
+    pub async fn event(&self, id: &EventId) -> StoreResult<Option<Arc<StoredEvent>>> {
+        Ok(self.events(&[id.to_owned()]).await?.remove(id))
+    }
+
+    /// Reads rows that other nodes or processes have committed. Called on a hint, and from time to time.
+    pub async fn catch_up(&self) -> StoreResult<()> {
+        self.inner.catch_up().await
+    }
+
+    /// Rows after `after` up to `upto`, from memory or from the database, oldest first. Those from the database come
+    /// at most `limit` at a time and without their events.
+    pub async fn log_rows(
+        &self,
+        after: LogPosition,
+        upto: LogPosition,
+        limit: i64,
+    ) -> StoreResult<Vec<Arc<LogRow>>> {
+        if let Some(rows) = self.inner.tail.range(after, upto) {
+            return Ok(rows);
+        }
+        let rows = self.read().await?.log_range(after, upto, limit).await?;
+        Ok(rows.into_iter().map(Arc::new).collect())
+    }
+}
+
+impl Inner {
+    pub(crate) fn event_cache_put(&self, stored: Arc<StoredEvent>) {
+        self.events.insert(stored.event.event_id.clone(), stored);
+    }
+
+    /// Adds the rows of a committed group to the tail; those of other nodes that come before them first.
+    pub(crate) async fn publish(&self, rows: Vec<LogRow>) {
+        let Some(first) = rows.first().map(|row| row.position) else { return };
+        let _in_order = self.publishing.lock().await;
+        let head = self.tail.head();
+        if first == head.next() {
+            self.append(rows);
+            return;
+        }
+        if let Err(error) = self.read_upto(None).await {
+            tracing::warn!(%error, "cannot follow the log; trying again at the next hint");
+        }
+    }
+
+    pub(crate) async fn catch_up(&self) -> StoreResult<()> {
+        let _in_order = self.publishing.lock().await;
+        self.read_upto(None).await
+    }
+
+    async fn read_upto(&self, upto: Option<LogPosition>) -> StoreResult<()> {
+        let mut conn = self.pools.reader().await?;
+        let upto = match upto {
+            Some(upto) => upto,
+            None => conn.log_head().await?,
+        };
+        while self.tail.head() < upto {
+            let mut rows = conn.log_range(self.tail.head(), upto, CATCH_UP_ROWS).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let ids: Vec<OwnedEventId> = rows
+                .iter()
+                .filter(|row| row.fact == crate::Fact::Event)
+                .filter_map(LogRow::event_id)
+                .collect();
+            let events: HashMap<OwnedEventId, Arc<StoredEvent>> = conn
+                .events_load(&ids)
+                .await?
+                .into_iter()
+                .map(|stored| (stored.event.event_id.clone(), stored))
+                .collect();
+            for row in rows.iter_mut().filter(|row| row.fact == crate::Fact::Event) {
+                row.event = row.event_id().and_then(|id| events.get(&id).cloned());
+            }
+            self.append(rows);
+        }
+        Ok(())
+    }
+
+    /// Adds to the tail what follows it, dropping from the caches what the rows say has changed.
+    fn append(&self, rows: Vec<LogRow>) {
+        for row in &rows {
+            if row.fact == crate::Fact::EventChanged
+                && let Some(id) = row.event_id()
+            {
+                self.events.remove(&id);
+            }
+        }
+        self.tail.append(rows);
+    }
+}

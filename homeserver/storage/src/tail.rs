@@ -1,0 +1,179 @@
+//! The newest stretch of the log, decoded, in memory. A reader inside it asks the database nothing.
+
+use crate::log::LogRow;
+use parking_lot::RwLock;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::watch;
+use waxwing_model::LogPosition;
+
+/// Bytes of rows kept: minutes of a busy server, and what most clients that come back within the hour need.
+const TAIL_BYTES: usize = 64 * 1024 * 1024;
+
+#[derive(Default)]
+struct Rows {
+    /// Everything after this position and up to the head is here.
+    floor: LogPosition,
+    queue: VecDeque<Arc<LogRow>>,
+    bytes: usize,
+    by_room: HashMap<OwnedRoomId, VecDeque<LogPosition>>,
+    by_user: HashMap<OwnedUserId, VecDeque<LogPosition>>,
+}
+
+/// The tail of the log on this node.
+pub struct Tail {
+    rows: RwLock<Rows>,
+    head: watch::Sender<LogPosition>,
+}
+
+impl Tail {
+    pub(crate) fn new(head: LogPosition) -> Tail {
+        let rows = Rows { floor: head, ..Rows::default() };
+        Tail { rows: RwLock::new(rows), head: watch::Sender::new(head) }
+    }
+
+    /// The newest position that this node has seen. Everything up to it is committed.
+    pub fn head(&self) -> LogPosition {
+        *self.head.borrow()
+    }
+
+    /// Follows the head: changes after rows were added.
+    pub fn subscribe(&self) -> watch::Receiver<LogPosition> {
+        self.head.subscribe()
+    }
+
+    /// Everything after the returned position is in memory.
+    pub fn floor(&self) -> LogPosition {
+        self.rows.read().floor
+    }
+
+    /// The rows after `after` up to and including `upto`; `None` when the tail does not reach back that far.
+    pub fn range(&self, after: LogPosition, upto: LogPosition) -> Option<Vec<Arc<LogRow>>> {
+        let rows = self.rows.read();
+        if after < rows.floor {
+            return None;
+        }
+        let start = rows.queue.partition_point(|row| row.position <= after);
+        let end = rows.queue.partition_point(|row| row.position <= upto);
+        Some(rows.queue.range(start..end.max(start)).cloned().collect())
+    }
+
+    /// Like [`Tail::range`], the rows that name `room`.
+    pub fn range_of_room(
+        &self,
+        room: &RoomId,
+        after: LogPosition,
+        upto: LogPosition,
+    ) -> Option<Vec<Arc<LogRow>>> {
+        let rows = self.rows.read();
+        (after >= rows.floor).then(|| rows.select(rows.by_room.get(room), after, upto))
+    }
+
+    /// Like [`Tail::range`], the rows that name `user`.
+    pub fn range_of_user(
+        &self,
+        user: &UserId,
+        after: LogPosition,
+        upto: LogPosition,
+    ) -> Option<Vec<Arc<LogRow>>> {
+        let rows = self.rows.read();
+        (after >= rows.floor).then(|| rows.select(rows.by_user.get(user), after, upto))
+    }
+
+    /// Adds rows that follow the head without a gap, then wakes the readers.
+    pub(crate) fn append(&self, new: Vec<LogRow>) {
+        let Some(last) = new.last().map(|row| row.position) else { return };
+        {
+            let mut rows = self.rows.write();
+            for row in new {
+                rows.push(Arc::new(row));
+            }
+            while rows.bytes > TAIL_BYTES {
+                rows.drop_oldest();
+            }
+        }
+        self.head.send_replace(last);
+    }
+}
+
+impl Rows {
+    fn push(&mut self, row: Arc<LogRow>) {
+        self.bytes += row.weight();
+        if let Some(room) = &row.room {
+            self.by_room.entry(room.clone()).or_default().push_back(row.position);
+        }
+        if let Some(user) = &row.user {
+            self.by_user.entry(user.clone()).or_default().push_back(row.position);
+        }
+        self.queue.push_back(row);
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(row) = self.queue.pop_front() else { return };
+        self.bytes -= row.weight();
+        self.floor = row.position;
+        if let Some(room) = &row.room
+            && let Some(positions) = self.by_room.get_mut(room)
+        {
+            positions.pop_front();
+            if positions.is_empty() {
+                self.by_room.remove(room);
+            }
+        }
+        if let Some(user) = &row.user
+            && let Some(positions) = self.by_user.get_mut(user)
+        {
+            positions.pop_front();
+            if positions.is_empty() {
+                self.by_user.remove(user);
+            }
+        }
+    }
+
+    fn select(
+        &self,
+        positions: Option<&VecDeque<LogPosition>>,
+        after: LogPosition,
+        upto: LogPosition,
+    ) -> Vec<Arc<LogRow>> {
+        let (Some(positions), Some(first)) = (positions, self.queue.front()) else { return Vec::new() };
+        let start = positions.partition_point(|position| *position <= after);
+        positions
+            .range(start..)
+            .take_while(|position| **position <= upto)
+            // Positions in memory have no gaps.
+            .filter_map(|position| self.queue.get((position.0 - first.position.0) as usize).cloned())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Fact;
+
+    fn row(position: i64, user: &str) -> LogRow {
+        LogRow {
+            position: LogPosition(position),
+            fact: Fact::Other,
+            room: None,
+            user: Some(user.try_into().unwrap()),
+            reference: None,
+            data: None,
+            event: None,
+        }
+    }
+
+    #[test]
+    fn answers_only_what_it_has() {
+        let tail = Tail::new(LogPosition(5));
+        tail.append(vec![row(6, "@a:x"), row(7, "@b:x"), row(8, "@a:x")]);
+        assert_eq!(tail.head(), LogPosition(8));
+        assert!(tail.range(LogPosition(4), LogPosition(8)).is_none());
+        assert_eq!(tail.range(LogPosition(5), LogPosition(7)).unwrap().len(), 2);
+        let user: OwnedUserId = "@a:x".try_into().unwrap();
+        let found = tail.range_of_user(&user, LogPosition(6), LogPosition(8)).unwrap();
+        assert_eq!(found.iter().map(|row| row.position.0).collect::<Vec<_>>(), [8]);
+    }
+}

@@ -1,0 +1,338 @@
+//! What a member of a group writes with: heavy rows are collected and written together at the end of the group, and
+//! the room rows that it changes live in memory until then.
+
+use crate::engine::Conn;
+use crate::error::{StoreError, StoreResult};
+use crate::events::{EventFlags, StoredEvent};
+use crate::log::NewRow;
+use crate::rooms::RoomRow;
+use crate::state::NodeCache;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use waxwing_model::Event;
+use waxwing_rooms::state_tree::{Node, NodeId};
+
+/// Where an event goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the end of the timeline, seen by every reader of the log. Its log row is appended with it.
+    Live,
+    /// In the graph without being announced: soft-failed or rejected.
+    Silent,
+    /// Before everything that the room has: events given newest first keep their order.
+    History,
+    /// Nowhere: it only authorises others or is part of fetched state.
+    Outlier,
+}
+
+/// A row of the log that will get its position at the end of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(pub(crate) usize);
+
+#[derive(Clone)]
+pub(crate) struct NewEvent {
+    pub event: Arc<Event>,
+    pub flags: EventFlags,
+    pub state_before: Option<NodeId>,
+    /// The log row that announces it.
+    pub slot: Option<Slot>,
+}
+
+pub(crate) struct OutboxRow {
+    pub destination: OwnedServerName,
+    pub slot: Slot,
+    pub room: Option<OwnedRoomId>,
+    pub reference: Option<OwnedEventId>,
+    pub json: Option<Arc<str>>,
+}
+
+pub(crate) struct ToDeviceRow {
+    pub user: OwnedUserId,
+    pub device: String,
+    pub slot: Slot,
+    pub content: Arc<str>,
+}
+
+pub(crate) struct RelationRow {
+    pub parent: OwnedEventId,
+    pub child: usize,
+    pub rel_type: String,
+}
+
+/// The key of a request that may be repeated: user, device, endpoint, transaction id.
+pub type TransactionKey = (OwnedUserId, String, String, String);
+
+/// Collected rows.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    pub log: Vec<NewRow>,
+    pub events: Vec<NewEvent>,
+    pub nodes: Vec<(NodeId, Arc<Node>)>,
+    pub outbox: Vec<OutboxRow>,
+    pub to_device: Vec<ToDeviceRow>,
+    pub relations: Vec<RelationRow>,
+    pub transactions: Vec<(TransactionKey, String, u64)>,
+}
+
+struct Marks([usize; 7]);
+
+impl Buffers {
+    fn marks(&self) -> Marks {
+        Marks([
+            self.log.len(),
+            self.events.len(),
+            self.nodes.len(),
+            self.outbox.len(),
+            self.to_device.len(),
+            self.relations.len(),
+            self.transactions.len(),
+        ])
+    }
+    fn truncate(&mut self, Marks(lengths): &Marks) {
+        self.log.truncate(lengths[0]);
+        self.events.truncate(lengths[1]);
+        self.nodes.truncate(lengths[2]);
+        self.outbox.truncate(lengths[3]);
+        self.to_device.truncate(lengths[4]);
+        self.relations.truncate(lengths[5]);
+        self.transactions.truncate(lengths[6]);
+    }
+}
+
+pub(crate) struct RoomSlot {
+    pub row: RoomRow,
+    pub new: bool,
+    pub dirty: bool,
+}
+
+/// The transaction of a group, as one of its members sees it. Lookups come from [`Conn`].
+pub struct Tx {
+    pub(crate) conn: Conn,
+    pub(crate) buffers: Buffers,
+    pub(crate) rooms: BTreeMap<OwnedRoomId, RoomSlot>,
+    /// Events of this group by id: an index into `buffers.events`.
+    new_events: HashMap<OwnedEventId, usize>,
+    pub(crate) nodes: Arc<NodeCache>,
+    head: i64,
+    savepoint: bool,
+    marks: Marks,
+    undo_rooms: Vec<(OwnedRoomId, Option<(RoomRow, bool)>)>,
+}
+
+impl Deref for Tx {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        &self.conn
+    }
+}
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+}
+
+impl Tx {
+    pub(crate) fn new(conn: Conn, nodes: Arc<NodeCache>, head: i64) -> Tx {
+        Tx {
+            conn,
+            buffers: Buffers::default(),
+            rooms: BTreeMap::new(),
+            new_events: HashMap::new(),
+            nodes,
+            head,
+            savepoint: false,
+            marks: Marks([0; 7]),
+            undo_rooms: Vec::new(),
+        }
+    }
+
+    /// A member begins: remember what to go back to.
+    pub(crate) fn member_begin(&mut self) {
+        self.savepoint = false;
+        self.marks = self.buffers.marks();
+        self.undo_rooms.clear();
+    }
+
+    /// The member is done; its writes stay.
+    pub(crate) async fn member_keep(&mut self) -> StoreResult<()> {
+        if std::mem::take(&mut self.savepoint) {
+            self.conn.execute("RELEASE SAVEPOINT member").await?;
+        }
+        Ok(())
+    }
+
+    /// The member failed; its writes go, its neighbours' stay.
+    pub(crate) async fn member_undo(&mut self) -> StoreResult<()> {
+        self.buffers.truncate(&self.marks);
+        let events = self.buffers.events.len();
+        self.new_events.retain(|_, index| *index < events);
+        for (room, before) in std::mem::take(&mut self.undo_rooms).into_iter().rev() {
+            match before {
+                Some((row, dirty)) => {
+                    if let Some(slot) = self.rooms.get_mut(&room) {
+                        slot.row = row;
+                        slot.dirty = dirty;
+                    }
+                }
+                None => {
+                    self.rooms.remove(&room);
+                }
+            }
+        }
+        if std::mem::take(&mut self.savepoint) {
+            self.conn.execute("ROLLBACK TO SAVEPOINT member").await?;
+            self.conn.execute("RELEASE SAVEPOINT member").await?;
+        }
+        Ok(())
+    }
+
+    /// The connection, for a statement that writes at once. The first such statement of a member sets a savepoint, so
+    /// that members that only collect rows pay nothing for their isolation.
+    pub(crate) async fn writing(&mut self) -> StoreResult<&mut Conn> {
+        if !self.savepoint {
+            self.conn.execute("SAVEPOINT member").await?;
+            self.savepoint = true;
+        }
+        Ok(&mut self.conn)
+    }
+
+    /// About the position that the next row will get: an order, not a reference.
+    pub(crate) fn position_hint(&self) -> i64 {
+        self.head + self.buffers.log.len() as i64 + 1
+    }
+
+    /// The room's row, locked until the group ends. Name the room in [`crate::Store::write`], so that the rows of a
+    /// group are locked in one order.
+    pub async fn room(&mut self, id: &RoomId) -> StoreResult<Option<RoomRow>> {
+        if !self.rooms.contains_key(id) {
+            let lock = crate::dialect::for_update(self.conn.engine());
+            let found = self.conn.rooms_load_with(&[id.to_owned()], lock).await?;
+            for (room, row) in found {
+                self.rooms.insert(room, RoomSlot { row, new: false, dirty: false });
+            }
+        }
+        Ok(self.rooms.get(id).map(|slot| slot.row.clone()))
+    }
+
+    /// Replaces the room's row, or makes it. Its revision grows by one.
+    pub async fn room_put(&mut self, mut row: RoomRow) -> StoreResult<()> {
+        let before = self.room(&row.room_id).await?;
+        row.revision = before.as_ref().map_or(1, |before| before.revision + 1);
+        let id = row.room_id.clone();
+        if let Some(slot) = self.rooms.get_mut(&id) {
+            self.undo_rooms.push((id, Some((slot.row.clone(), slot.dirty))));
+            slot.row = row;
+            slot.dirty = true;
+        } else {
+            self.undo_rooms.push((id.clone(), None));
+            self.rooms.insert(id, RoomSlot { row, new: true, dirty: true });
+        }
+        Ok(())
+    }
+
+    /// Appends a row to the log.
+    pub fn log_append(&mut self, row: NewRow) -> Slot {
+        self.buffers.log.push(row);
+        Slot(self.buffers.log.len() - 1)
+    }
+
+    /// Stores an event. `row` announces it when it is [`Place::Live`] (and is ignored otherwise). `relates` is the
+    /// event and relation type that its content names.
+    pub fn event_put(
+        &mut self,
+        event: Arc<Event>,
+        flags: EventFlags,
+        state_before: Option<NodeId>,
+        place: Place,
+        row: NewRow,
+        relates: Option<(OwnedEventId, String)>,
+    ) -> Option<Slot> {
+        let slot = (place == Place::Live).then(|| self.log_append(row));
+        let index = self.buffers.events.len();
+        self.new_events.insert(event.event_id.clone(), index);
+        self.buffers.events.push(NewEvent { event, flags, state_before, slot });
+        if let Some((parent, rel_type)) = relates {
+            self.buffers.relations.push(RelationRow { parent, child: index, rel_type });
+        }
+        slot
+    }
+
+    /// Those of `ids` that are known, this group's own among them (with `sn` 0: it is not decided yet).
+    pub async fn events_known(&mut self, ids: &[OwnedEventId]) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let mut known = Vec::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for id in ids {
+            match self.new_events.get(id) {
+                Some(index) => {
+                    let new = &self.buffers.events[*index];
+                    known.push(Arc::new(StoredEvent {
+                        event: Arc::clone(&new.event),
+                        sn: 0,
+                        flags: new.flags,
+                        state_before: new.state_before,
+                        redacted_by: None,
+                    }));
+                }
+                None => missing.push(id.clone()),
+            }
+        }
+        known.extend(self.conn.events_load(&missing).await?);
+        Ok(known)
+    }
+
+    /// Keeps the answer of a request that may be repeated.
+    pub fn transaction_put(&mut self, key: TransactionKey, response: String, now: u64) {
+        self.buffers.transactions.push((key, response, now));
+    }
+
+    /// The answer that was given to this request before, by this group's members too.
+    pub async fn transaction_get(&mut self, key: &TransactionKey) -> StoreResult<Option<String>> {
+        if let Some((_, response, _)) = self.buffers.transactions.iter().find(|(other, _, _)| other == key) {
+            return Ok(Some(response.clone()));
+        }
+        self.conn.transaction_load(key).await
+    }
+
+    /// Queues a PDU (`reference`) or an EDU (`json`) for a destination, in the order of the log.
+    pub fn outbox_put(
+        &mut self,
+        destination: OwnedServerName,
+        slot: Slot,
+        room: Option<OwnedRoomId>,
+        reference: Option<OwnedEventId>,
+        json: Option<Arc<str>>,
+    ) {
+        self.buffers.outbox.push(OutboxRow { destination, slot, room, reference, json });
+    }
+
+    /// Queues a to-device message for a device of this server and announces it.
+    pub fn to_device_put(&mut self, user: OwnedUserId, device: String, content: Arc<str>) {
+        let row = NewRow::new(crate::Fact::ToDevice).user(user.clone()).reference(device.clone());
+        let slot = self.log_append(row);
+        self.buffers.to_device.push(ToDeviceRow { user, device, slot, content });
+    }
+
+    /// Makes sure that rooms are locked in one order, whoever else writes.
+    pub(crate) async fn lock_rooms(&mut self, ids: &[OwnedRoomId]) -> StoreResult<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let lock = crate::dialect::for_update(self.conn.engine());
+        for (room, row) in self.conn.rooms_load_with(ids, lock).await? {
+            self.rooms.insert(room, RoomSlot { row, new: false, dirty: false });
+        }
+        Ok(())
+    }
+
+    /// Writes the room rows that changed. A room that another node made meanwhile fails the group.
+    pub(crate) async fn rooms_flush(&mut self) -> StoreResult<()> {
+        for slot in self.rooms.values_mut().filter(|slot| slot.dirty) {
+            if !self.conn.room_save(&slot.row, slot.new).await? {
+                return Err(StoreError::Commit(format!("room {} was made elsewhere", slot.row.room_id)));
+            }
+        }
+        Ok(())
+    }
+}
