@@ -120,6 +120,11 @@ live_tests() {
         cargo test --workspace --locked --test live -- --ignored
 }
 
+# As ./demo.sh does it, but with the build that the tests have made already.
+demo() {
+    WAXWING_PROFILE=dev script ./demo.sh
+}
+
 complement() {
     WAXWING_BIN=$target/debug/waxwing script complement/run.sh
 }
@@ -143,7 +148,7 @@ else
     part "Rust tests on both engines" all_tests
     part "client against a server on SQLite" live_tests
     part "client against a server on PostgreSQL" live_tests --postgres
-    part "demo" script ./demo.sh
+    part "demo" demo
     part "Complement" complement
 fi
 
