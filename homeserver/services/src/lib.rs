@@ -1,1 +1,8 @@
-//! placeholder
+//! The domain: what a homeserver does, one file or folder for each noun. Knows storage and federation; knows nothing
+//! of HTTP, status codes or axum: `waxwing-api` maps what these services answer.
+//!
+//! There is no bag of all services: each takes what it needs in its `new`.
+
+mod core;
+
+pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
