@@ -56,8 +56,25 @@ struct Fields {
     prev_events: Vec<Reference>,
     auth_events: Vec<Reference>,
     #[serde(default)]
-    redacts: Option<OwnedEventId>,
+    redacts: Option<Redacts>,
     content: Box<RawValue>,
+}
+
+/// No room version checks this field, so another value makes no other event of it, only none that redacts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Redacts {
+    Id(OwnedEventId),
+    Other(serde::de::IgnoredAny),
+}
+
+impl From<Redacts> for Option<OwnedEventId> {
+    fn from(redacts: Redacts) -> Option<OwnedEventId> {
+        match redacts {
+            Redacts::Id(id) => Some(id),
+            Redacts::Other(_) => None,
+        }
+    }
 }
 
 /// Room versions 1 and 2 write a reference as `[event_id, hashes]`, later ones as the id alone.
@@ -91,7 +108,7 @@ impl Event {
         json: Box<RawValue>,
     ) -> Result<Event, EventParseError> {
         let fields: Fields = serde_json::from_str(json.get())?;
-        let redacts = match fields.redacts {
+        let redacts = match fields.redacts.and_then(Into::into) {
             Some(id) => Some(id),
             None if fields.kind == TimelineEventType::RoomRedaction => {
                 serde_json::from_str::<RedactsContent>(fields.content.get()).ok().and_then(|c| c.redacts)
