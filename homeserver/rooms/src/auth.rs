@@ -96,7 +96,11 @@ pub fn check_state_independent(
 /// the current state. `state` holds at least what [`state_to_load_for`] names, where the state has it.
 ///
 /// Errors: the event is not allowed in that state.
-pub fn check_state_dependent(event: &Event, version: &RoomVersionId, state: &AuthMap) -> Result<(), AuthError> {
+pub fn check_state_dependent(
+    event: &Event,
+    version: &RoomVersionId,
+    state: &AuthMap,
+) -> Result<(), AuthError> {
     let rules = rules_or_unknown(version)?;
     let view = PduView::new(event, false, version);
     state_res::check_state_dependent_auth_rules(&rules.authorization, &view, |kind, key| {

@@ -297,10 +297,16 @@ fn hash_beside_reference(event: &Event, rules: &RoomVersionRules) -> Result<Opti
     if rules.events_reference_format != EventsReferenceFormatVersion::V1 {
         return Ok(None);
     }
-    reference_hash_of(event, rules).map(Some)
+    reference_hash_by(event, rules).map(Some)
 }
 
-fn reference_hash_of(event: &Event, rules: &RoomVersionRules) -> Result<String, BuildError> {
+/// The reference hash of an event in base64, in the alphabet of its room version.
+/// <https://spec.matrix.org/v1.19/server-server-api/#calculating-the-reference-hash-for-an-event>
+pub fn reference_hash_of(event: &Event, version: &RoomVersionId) -> Result<String, BuildError> {
+    reference_hash_by(event, rules_or_unknown(version)?)
+}
+
+fn reference_hash_by(event: &Event, rules: &RoomVersionRules) -> Result<String, BuildError> {
     let object = canonical_object(event.json.get())?;
     Ok(reference_hash(&object, rules).map_err(|error| DropReason::Hash(error.to_string()))?)
 }

@@ -4,8 +4,8 @@
 //! which is appended as text. Nothing is parsed again.
 //! <https://spec.matrix.org/v1.19/client-server-api/#room-event-format>
 
-use ruma::events::TimelineEventType;
 use ruma::MilliSecondsSinceUnixEpoch;
+use ruma::events::TimelineEventType;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Write;
@@ -160,7 +160,8 @@ mod tests {
             r#"{"content":{"name":"\u00e9 "},"event_id":"$id","origin_server_ts":5,"sender":"@a:x","state_key":"a\"b","type":"m.room.name"}"#
         );
         let now = MilliSecondsSinceUnixEpoch(ruma::uint!(9));
-        let unsigned = Unsigned { age: Some(age(&event, now)), transaction_id: Some("t"), ..Default::default() };
+        let unsigned =
+            Unsigned { age: Some(age(&event, now)), transaction_id: Some("t"), ..Default::default() };
         assert!(
             client
                 .with_room(&unsigned)
@@ -171,7 +172,12 @@ mod tests {
 
     #[test]
     fn shows_what_a_redaction_redacts_in_both_places() {
-        for (content, beside) in [("{}", true), (r#" { "reason":"x"}"#, true), (r#"{"redacts":"$t"}"#, false), (r#"{"redacts":"$lie"}"#, true)] {
+        for (content, beside) in [
+            ("{}", true),
+            (r#" { "reason":"x"}"#, true),
+            (r#"{"redacts":"$t"}"#, false),
+            (r#"{"redacts":"$lie"}"#, true),
+        ] {
             let beside = if beside { r#""redacts":"$t","# } else { "" };
             let event = event(&format!(
                 r#"{{"type":"m.room.redaction","sender":"@a:x","origin_server_ts":5,"depth":1,{beside}

@@ -58,8 +58,8 @@ impl KeyPair {
         }
         let id = OwnedServerSigningKeyId::try_from(format!("ed25519:{version}"))
             .map_err(|_| KeyPairError::Version)?;
-        let inner = Ed25519KeyPair::from_der(&der_of(&seed), version.to_owned())
-            .map_err(|_| KeyPairError::Der)?;
+        let inner =
+            Ed25519KeyPair::from_der(&der_of(&seed), version.to_owned()).map_err(|_| KeyPairError::Der)?;
         Ok(KeyPair { seed, id, inner })
     }
 

@@ -59,7 +59,8 @@ pub fn redact_event(
 /// decided that already; later the sender needs the redact level, or the domain of the target's sender.
 /// `power` is the room's at the redaction. <https://spec.matrix.org/v1.19/rooms/v3/#handling-redactions>
 pub fn may_apply(redaction: &Event, target: &Event, power: &PowerLevels, version: &RoomVersionId) -> bool {
-    if redaction.room_id != target.room_id || redaction_target(redaction, version).as_ref() != Some(&target.event_id)
+    if redaction.room_id != target.room_id
+        || redaction_target(redaction, version).as_ref() != Some(&target.event_id)
     {
         return false;
     }

@@ -4,8 +4,8 @@
 //! are metadata that the protocol routes by, and stay readable. What a client meant to encrypt and did not is
 //! refused before it is written anywhere.
 
-use ruma::events::TimelineEventType;
 use ruma::RoomVersionId;
+use ruma::events::TimelineEventType;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn ciphertext_must_be_ciphertext() {
-        let megolm = r#"{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"AwgB","session_id":"x","m.relates_to":{}}"#;
+        let megolm =
+            r#"{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"AwgB","session_id":"x","m.relates_to":{}}"#;
         assert!(send("m.room.encrypted", megolm, None).is_ok());
         assert!(send("m.room.encrypted", r#"{"algorithm":"m.megolm.v1.aes-sha2"}"#, None).is_err());
         assert!(send("m.room.encrypted", r#"{"ciphertext":"A"}"#, None).is_err());
@@ -263,7 +264,9 @@ mod tests {
     #[test]
     fn metadata_and_signalling_pass() {
         assert!(send("m.room.topic", r#"{"topic":"plans"}"#, Some("")).is_ok());
-        assert!(send("m.reaction", r#"{"m.relates_to":{"rel_type":"m.annotation","key":"+"}}"#, None).is_ok());
+        assert!(
+            send("m.reaction", r#"{"m.relates_to":{"rel_type":"m.annotation","key":"+"}}"#, None).is_ok()
+        );
         assert!(send("m.room.redaction", r#"{"reason":"spam"}"#, None).is_ok());
         assert!(send("m.call.invite", r#"{"offer":{"sdp":"v=0"}}"#, None).is_ok());
         assert!(send("m.key.verification.start", "{}", None).is_ok());

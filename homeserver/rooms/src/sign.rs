@@ -172,7 +172,9 @@ pub fn verify_event(
     let claimed = object.get("hashes").and_then(CanonicalJsonValue::as_object);
     let claimed = claimed.and_then(|hashes| hashes.get("sha256")).and_then(CanonicalJsonValue::as_str);
     let claimed = Base64::<Standard>::parse(claimed.ok_or(SignError::Malformed("hashes"))?);
-    if claimed.is_ok_and(|claimed| content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours.as_bytes())) {
+    if claimed
+        .is_ok_and(|claimed| content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours.as_bytes()))
+    {
         return Ok(Verified::All);
     }
     let redacted = ruma::canonical_json::redact(object.clone(), &rules.redaction, None);
@@ -276,11 +278,13 @@ pub fn sign_event(
 /// there already is kept, never replaced. The id does not depend on signatures and stays.
 pub fn merge_signatures(event: &Event, more: &CanonicalJsonObject) -> Result<Event, DropReason> {
     let mut object = canonical_object(event.json.get())?;
-    let signatures = object.entry("signatures".to_owned()).or_insert_with(|| CanonicalJsonObject::new().into());
+    let signatures =
+        object.entry("signatures".to_owned()).or_insert_with(|| CanonicalJsonObject::new().into());
     if let CanonicalJsonValue::Object(signatures) = signatures {
         for (server, of_server) in more {
             let ours = signatures.entry(server.clone()).or_insert_with(|| CanonicalJsonObject::new().into());
-            if let (CanonicalJsonValue::Object(ours), CanonicalJsonValue::Object(theirs)) = (ours, of_server) {
+            if let (CanonicalJsonValue::Object(ours), CanonicalJsonValue::Object(theirs)) = (ours, of_server)
+            {
                 for (key, signature) in theirs {
                     ours.entry(key.clone()).or_insert_with(|| signature.clone());
                 }

@@ -73,7 +73,8 @@ mod tests {
             strip_raw(&raw).unwrap().get(),
             r#"{"content":{"name":"\u0041"},"sender":"@a:x","state_key":"","type":"m.room.name"}"#
         );
-        let message = RawValue::from_string(r#"{"type":"m","sender":"@a:x","content":{}}"#.to_owned()).unwrap();
+        let message =
+            RawValue::from_string(r#"{"type":"m","sender":"@a:x","content":{}}"#.to_owned()).unwrap();
         assert!(strip_raw(&message).is_none());
         assert_eq!(keys(Some(ruma::user_id!("@a:x"))).len(), 8);
     }

@@ -3,7 +3,7 @@
 use crate::auth::{self, AuthMap, Judged, check_state_dependent, check_state_independent};
 use crate::build::{
     BuildError, EventDraft, PrevEvent, RoomContext, TemplateRequest, build_event, create_content,
-    draft_without_signing, finish_template,
+    draft_without_signing, finish_template, reference_hash_of,
 };
 use crate::canonical::{canonical_object, canonical_text};
 use crate::format::Counts;
@@ -124,6 +124,8 @@ fn what_is_built_is_parsed_verified_and_allowed() {
         let names_create = message.auth_events.contains(&room.create.event_id);
         assert_eq!(names_create, version != RoomVersionId::V12);
         assert_eq!(message.depth, uint!(3));
+        let is_id = message.event_id.as_str()[1..] == reference_hash_of(&message, &version).unwrap();
+        assert_eq!(is_id, !matches!(version, RoomVersionId::V1 | RoomVersionId::V2));
     }
 }
 
@@ -354,7 +356,8 @@ fn mutilated_events_are_refused_and_never_panic() {
                 let mut object = whole.clone();
                 object.remove(field);
                 if let Some(value) = value {
-                    let value = canonical_object(&format!(r#"{{"v":{value}}}"#)).unwrap().remove("v").unwrap();
+                    let value =
+                        canonical_object(&format!(r#"{{"v":{value}}}"#)).unwrap().remove("v").unwrap();
                     object.insert(field.clone(), value);
                 }
                 let json = raw(&canonical_text(&object).unwrap());

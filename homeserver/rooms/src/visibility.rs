@@ -14,7 +14,9 @@ pub fn visibility_of(event: Option<&Event>) -> HistoryVisibility {
     }
     match event.and_then(|event| event.content_as::<Content>().ok()).map(|c| c.history_visibility) {
         Some(
-            known @ (HistoryVisibility::WorldReadable | HistoryVisibility::Invited | HistoryVisibility::Joined),
+            known @ (HistoryVisibility::WorldReadable
+            | HistoryVisibility::Invited
+            | HistoryVisibility::Joined),
         ) => known,
         _ => HistoryVisibility::Shared,
     }
