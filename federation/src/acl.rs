@@ -51,7 +51,8 @@ impl ServerAcl {
             return false;
         }
         let host = server.host().to_ascii_lowercase();
-        !self.deny.iter().any(|glob| matches(glob, &host)) && self.allow.iter().any(|glob| matches(glob, &host))
+        !self.deny.iter().any(|glob| matches(glob, &host))
+            && self.allow.iter().any(|glob| matches(glob, &host))
     }
 }
 

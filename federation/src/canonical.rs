@@ -49,8 +49,14 @@ mod tests {
 
     #[test]
     fn sorts_with_and_without_floats() {
-        assert_eq!(canonical_bytes(br#"{"b":[1, {"d":1,"c":2}],"a":"x"}"#).unwrap(), r#"{"a":"x","b":[1,{"c":2,"d":1}]}"#);
-        assert_eq!(canonical_bytes(br#"{"b":1.5,"a":{"d":1,"c":2}}"#).unwrap(), r#"{"a":{"c":2,"d":1},"b":1.5}"#);
+        assert_eq!(
+            canonical_bytes(br#"{"b":[1, {"d":1,"c":2}],"a":"x"}"#).unwrap(),
+            r#"{"a":"x","b":[1,{"c":2,"d":1}]}"#
+        );
+        assert_eq!(
+            canonical_bytes(br#"{"b":1.5,"a":{"d":1,"c":2}}"#).unwrap(),
+            r#"{"a":{"c":2,"d":1},"b":1.5}"#
+        );
         assert!(canonical_bytes(b"{").is_err());
     }
 

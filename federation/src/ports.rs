@@ -10,16 +10,16 @@ use ruma::api::federation::transactions::edu::{
     TypingContent,
 };
 use ruma::{
-    OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId,
-    RoomVersionId, ServerName,
+    OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId, RoomVersionId,
+    ServerName,
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use waxwing_model::{Event, StateKey};
 
-/// The root of an immutable state tree. Becomes `waxwing_rooms::state_tree::NodeId` as soon as that exists.
-pub type StateRoot = [u8; 32];
+/// The root of an immutable state tree.
+pub use waxwing_rooms::state_tree::NodeId as StateRoot;
 
 /// The question could not be answered. The text is for our log only and never leaves the server.
 #[derive(Debug, thiserror::Error)]
@@ -118,9 +118,12 @@ pub struct Received {
     /// The root of the current state against which the soft-fail check was made. When the room has moved on since,
     /// [`Timeline::persist`] answers [`Persisted::Raced`].
     pub current_state: Option<StateRoot>,
-    /// A gap was crossed: some of its `prev_events` are unknown to us, and its state came from another server. The
-    /// event is a backward extremity.
+    /// A gap was crossed: some of its `prev_events` are not part of our graph, and its state came from another server.
+    /// The event is a backward extremity.
     pub after_gap: bool,
+    /// It was fetched as history (backfill): it is older than what we have, becomes no forward extremity, changes no
+    /// current state, and is nothing new to anybody.
+    pub history: bool,
 }
 
 /// An event without a place in the graph: it authorises others, or is part of a state that was fetched.
@@ -186,13 +189,13 @@ pub trait Timeline: Send + Sync {
         prev_events: &[OwnedEventId],
     ) -> PortResult<Option<StateRoot>>;
 
-    /// The state before an event that received its state from elsewhere (`fetched`) while some of its `prev_events`
-    /// are known after all: the states after `known_prev_events` and `fetched`, resolved into one.
+    /// The state before an event behind a gap: the states after those of its `prev_events` that are known, and the
+    /// `fetched` states after the others, resolved into one.
     async fn state_join(
         &self,
         room: &RoomId,
         known_prev_events: &[OwnedEventId],
-        fetched: StateRoot,
+        fetched: &[StateRoot],
     ) -> PortResult<StateRoot>;
 
     /// The entries of the state at `root` for those of `keys` that are set.

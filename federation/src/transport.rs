@@ -16,7 +16,9 @@ use url::Url;
 use waxwing_model::Clock;
 
 use crate::discovery::{Discovery, DiscoveryConfig, fetch_following_redirects};
-use crate::net::{AddressPolicy, Connector, Dns, GuardedDns, HttpClient, TlsError, client_config, http_client};
+use crate::net::{
+    AddressPolicy, Connector, Dns, GuardedDns, HttpClient, TlsError, client_config, http_client,
+};
 
 /// A body may pause this long between two pieces. Bounds a peer that feeds us one byte at a time when the whole has no
 /// deadline (media).
@@ -123,14 +125,8 @@ impl HttpTransport {
         let guarded = GuardedDns::new(dns, config.addresses);
         let connector = Connector::new(guarded.clone(), tls);
         let http = http_client(connector.clone());
-        let discovery =
-            Discovery::new(config.discovery, guarded, http.clone(), connector.clone(), clock);
-        Ok(HttpTransport {
-            discovery: Arc::new(discovery),
-            http,
-            connector,
-            user_agent: config.user_agent,
-        })
+        let discovery = Discovery::new(config.discovery, guarded, http.clone(), connector.clone(), clock);
+        Ok(HttpTransport { discovery: Arc::new(discovery), http, connector, user_agent: config.user_agent })
     }
 
     /// Where it looks servers up.

@@ -133,7 +133,8 @@ impl Client {
         omit_members: bool,
     ) -> Result<SendJoin, ClientError> {
         let omit = if omit_members { "true" } else { "false" };
-        let path = with_query(Client::send_path("v2", "send_join", room, event_id), &[("omit_members", omit)]);
+        let path =
+            with_query(Client::send_path("v2", "send_join", room, event_id), &[("omit_members", omit)]);
         let call = Call::new(destination, Method::PUT, path).body(event);
         self.json(call.timeout(JOIN_TIMEOUT).limit(JOIN_BODY).insistent()).await
     }

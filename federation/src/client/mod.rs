@@ -274,8 +274,11 @@ async fn refusal(response: Response) -> ClientError {
     let retry_header = response.headers.get(http::header::RETRY_AFTER);
     let retry_seconds = retry_header.and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let read = tokio::time::timeout(QUICK, response.collect(ERROR_BODY)).await;
-    let body: ErrorBody =
-        read.ok().and_then(Result::ok).and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
+    let body: ErrorBody = read
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|body| serde_json::from_slice(&body).ok())
+        .unwrap_or_default();
     let retry_after =
         body.retry_after_ms.map(Duration::from_millis).or(retry_seconds.map(Duration::from_secs));
     ClientError::Refused(Refusal {

@@ -126,7 +126,11 @@ impl Client {
     }
 
     /// `GET /event/{eventId}`.
-    pub async fn event(&self, destination: &ServerName, event: &EventId) -> Result<Box<RawValue>, ClientError> {
+    pub async fn event(
+        &self,
+        destination: &ServerName,
+        event: &EventId,
+    ) -> Result<Box<RawValue>, ClientError> {
         let path = path(&["_matrix", "federation", "v1", "event", event.as_str()]);
         let answer: Pdus = self.json(Call::get(destination, path)).await?;
         answer.pdus.into_iter().next().ok_or_else(|| ClientError::Nonsense("no event".into()))
@@ -156,7 +160,8 @@ impl Client {
         let limit = limit.min(MAX_EVENTS).to_string();
         let mut query: Vec<(&str, &str)> = from.iter().map(|id| ("v", id.as_str())).collect();
         query.push(("limit", &limit));
-        let answer: Pdus = self.json(Call::get(destination, with_query(path, &query)).limit(LIST_BODY)).await?;
+        let answer: Pdus =
+            self.json(Call::get(destination, with_query(path, &query)).limit(LIST_BODY)).await?;
         Ok(answer.pdus.into_iter().take(MAX_EVENTS).collect())
     }
 
@@ -171,12 +176,8 @@ impl Client {
         min_depth: u64,
     ) -> Result<Vec<Box<RawValue>>, ClientError> {
         let path = path(&["_matrix", "federation", "v1", "get_missing_events", room.as_str()]);
-        let body = to_body(&MissingEvents {
-            limit,
-            min_depth,
-            earliest_events: earliest,
-            latest_events: latest,
-        })?;
+        let body =
+            to_body(&MissingEvents { limit, min_depth, earliest_events: earliest, latest_events: latest })?;
         let call = Call::new(destination, Method::POST, path).body(&body).limit(LIST_BODY);
         let answer: Events = self.json(call).await?;
         Ok(answer.events.into_iter().take(limit).collect())

@@ -151,7 +151,6 @@ impl Discovery {
 
 /// A route that is addressed as `server`: the name of the server itself, or the one that it delegates to.
 fn found(server: &ServerName, targets: Vec<Target>, ttl: Duration) -> Found {
-    let route =
-        Route { authority: server.as_str().to_owned(), tls_name: server.host().to_owned(), targets };
+    let route = Route { authority: server.as_str().to_owned(), tls_name: server.host().to_owned(), targets };
     Found { route: Arc::new(route), ttl }
 }

@@ -136,8 +136,11 @@ fn next_entry(before: Option<Entry>, answer: Answer, now: u64) -> Entry {
 
 /// How long an answer counts, by its `Cache-Control`.
 fn ttl(headers: &HeaderMap) -> u64 {
-    let directives =
-        headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
+    let directives = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|v| v.split(','));
     let mut ttl = DEFAULT_TTL;
     for directive in directives {
         let directive = directive.trim().to_ascii_lowercase();

@@ -1,6 +1,6 @@
 use base64::Engine;
-use ruma::signatures::{PublicKeyMap, verify_json};
 use ruma::serde::Base64;
+use ruma::signatures::{PublicKeyMap, verify_json};
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName, SigningKeyAlgorithm};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -155,13 +155,13 @@ mod tests {
     use super::*;
     use crate::keys::own::{OldKey, OwnKeys};
     use crate::signing::Identity;
-    use ruma::signatures::Ed25519KeyPair;
+    use waxwing_rooms::KeyPair;
 
     const DAY: u64 = 24 * 60 * 60 * 1000;
 
     fn own(server: &str, old: Vec<OldKey>) -> OwnKeys {
-        let key = Ed25519KeyPair::from_der(&Ed25519KeyPair::generate(), "k".into()).unwrap();
-        let identity = Identity { server: server.try_into().unwrap(), key: Arc::new(key) };
+        let key = Arc::new(KeyPair::from_seed([3; 32], "k").unwrap());
+        let identity = Identity { server: server.try_into().unwrap(), key };
         OwnKeys::new(identity, old)
     }
 
@@ -202,7 +202,10 @@ mod tests {
         let raw = |text: String| RawValue::from_string(text).unwrap();
         let changed = raw(json.get().replace("\"valid_until_ts\":", "\"valid_until_ts\":1"));
         assert!(matches!(KeyDocument::verify(name("a.example"), changed, 0), Err(DocumentError::Signature)));
-        let keyless = raw(r#"{"server_name":"a.example","verify_keys":{"ed25519:1":{"key":"AAAA"}},"valid_until_ts":1}"#.into());
+        let keyless = raw(
+            r#"{"server_name":"a.example","verify_keys":{"ed25519:1":{"key":"AAAA"}},"valid_until_ts":1}"#
+                .into(),
+        );
         assert!(matches!(KeyDocument::verify(name("a.example"), keyless, 0), Err(DocumentError::NoKeys)));
         assert!(KeyDocument::verify(name("a.example"), raw("[]".into()), 0).is_err());
     }

@@ -1,4 +1,4 @@
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use ruma::serde::Base64;
 use ruma::signatures::{PublicKeyMap, verify_json};
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName};
@@ -27,13 +27,17 @@ pub async fn answer_notary_query(
     query: NotaryQuery,
     now: u64,
 ) -> PortResult<Vec<Box<RawValue>>> {
-    let answers = query.into_iter().take(MAX_SERVERS).map(|(server, wanted)| async move {
-        if *server == *ring.own().server() {
-            return PortResult::Ok(ring.own().document(now).ok());
-        }
-        let document = ring.document(&server, &wanted).await?;
-        Ok(document.and_then(|json| ring.own().countersign(&json).ok()))
-    });
+    let mut answers = Vec::new();
+    for (server, wanted) in query.into_iter().take(MAX_SERVERS) {
+        let answer = async move {
+            if *server == *ring.own().server() {
+                return PortResult::Ok(ring.own().document(now).ok());
+            }
+            let document = ring.document(&server, &wanted).await?;
+            Ok(document.and_then(|json| ring.own().countersign(&json).ok()))
+        };
+        answers.push(answer.boxed());
+    }
     let mut documents = Vec::new();
     let mut answers = futures_util::stream::iter(answers).buffered(PARALLEL);
     while let Some(answer) = answers.next().await {
@@ -50,11 +54,17 @@ pub(super) fn signature_of(json: &RawValue, server: &ServerName) -> Option<Owned
     }
     let signed: Signed = serde_json::from_str(json.get()).ok()?;
     let ids = signed.signatures.get(server.as_str())?.keys();
-    ids.filter(|id| id.starts_with("ed25519:")).find_map(|id| OwnedServerSigningKeyId::try_from(id.as_str()).ok())
+    ids.filter(|id| id.starts_with("ed25519:"))
+        .find_map(|id| OwnedServerSigningKeyId::try_from(id.as_str()).ok())
 }
 
 /// Whether the document carries a valid signature of `server` by this key.
-pub(super) fn signed_by(json: &RawValue, server: &ServerName, id: &OwnedServerSigningKeyId, key: &[u8]) -> bool {
+pub(super) fn signed_by(
+    json: &RawValue,
+    server: &ServerName,
+    id: &OwnedServerSigningKeyId,
+    key: &[u8],
+) -> bool {
     let one = BTreeMap::from([(id.to_string(), Base64::new(key.to_vec()))]);
     canonical_object(json)
         .is_ok_and(|object| verify_json(&PublicKeyMap::from([(server.to_string(), one)]), &object).is_ok())

@@ -1,5 +1,4 @@
 use base64::Engine;
-use ruma::signatures::{KeyPair, sign_json};
 use ruma::{CanonicalJsonObject, OwnedServerSigningKeyId, ServerName};
 use serde_json::value::RawValue;
 
@@ -43,12 +42,14 @@ impl OwnKeys {
 
     /// Our key document as of `now`, signed: the answer to `GET /_matrix/key/v2/server`.
     pub fn document(&self, now: u64) -> Result<Box<RawValue>, serde_json::Error> {
-        let verify = serde_json::json!({ self.key_id(): { "key": BASE64.encode(self.identity.key.public_key()) } });
+        let verify =
+            serde_json::json!({ self.identity.key.id().as_str(): { "key": self.identity.key.public_key() } });
         let old: serde_json::Map<String, serde_json::Value> = self
             .old
             .iter()
             .map(|old| {
-                let value = serde_json::json!({ "key": BASE64.encode(old.key), "expired_ts": old.expired_ts });
+                let value =
+                    serde_json::json!({ "key": BASE64.encode(old.key), "expired_ts": old.expired_ts });
                 (old.key_id.to_string(), value)
             })
             .collect();
@@ -72,10 +73,11 @@ impl OwnKeys {
 
     /// The same in the form in which other servers' keys are kept. Our current key counts always.
     pub(super) fn server_keys(&self) -> ServerKeys {
-        let mut keys = Vec::new();
-        if let Ok(key_id) = self.key_id().try_into() {
-            keys.push(StoredKey { key_id, key: self.identity.key.public_key().to_vec(), valid_until: u64::MAX });
-        }
+        let mut keys = vec![StoredKey {
+            key_id: self.identity.key.id().clone(),
+            key: self.identity.key.public_key().into_inner(),
+            valid_until: u64::MAX,
+        }];
         keys.extend(self.old.iter().map(|old| StoredKey {
             key_id: old.key_id.clone(),
             key: old.key.to_vec(),
@@ -84,21 +86,7 @@ impl OwnKeys {
         ServerKeys::from_record(ServerKeyRecord { keys, ..ServerKeyRecord::default() })
     }
 
-    fn key_id(&self) -> String {
-        format!("ed25519:{}", self.identity.key.version())
-    }
-
     fn sign(&self, object: &mut CanonicalJsonObject) -> Result<(), serde_json::Error> {
-        sign_json(self.identity.server.as_str(), &*self.identity.key, object)
-            .map_err(|error| serde::ser::Error::custom(error.to_string()))
-    }
-}
-
-/// Signs bytes: so that nobody else has to know the trait.
-impl Identity {
-    /// The id of the key and the signature of `message`.
-    pub fn sign(&self, message: &[u8]) -> (String, Vec<u8>) {
-        let signature = self.key.sign(message);
-        (signature.id(), signature.as_bytes().to_vec())
+        self.identity.key.sign_json(&self.identity.server, object).map_err(serde::ser::Error::custom)
     }
 }

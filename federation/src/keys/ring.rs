@@ -1,4 +1,4 @@
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use moka::sync::Cache;
 use ruma::serde::Base64;
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName};
@@ -142,10 +142,14 @@ impl KeyRing {
     /// Gathers keys for events, fetching what is not known. What cannot be had is missing from the book.
     pub async fn gather(&self, needs: &KeyNeeds) -> PortResult<KeyBook> {
         self.ask_notaries_first(needs).await?;
-        let fetches = needs.iter().map(|(server, wanted)| async move {
-            let keys = self.server_keys(server, wanted, Urgency::Event).await?;
-            PortResult::Ok((server.clone(), keys))
-        });
+        let mut fetches = Vec::with_capacity(needs.len());
+        for (server, wanted) in needs {
+            let fetch = async move {
+                let keys = self.server_keys(server, wanted, Urgency::Event).await?;
+                PortResult::Ok((server.clone(), keys))
+            };
+            fetches.push(fetch.boxed());
+        }
         let mut book = KeyBook::default();
         let mut fetched = futures_util::stream::iter(fetches).buffer_unordered(PARALLEL);
         while let Some(one) = fetched.next().await {
@@ -165,7 +169,8 @@ impl KeyRing {
         let known = self.known(server).await?;
         let now = self.clock.millis();
         let fresh = known.document.as_ref().is_some_and(|(json, fetched)| {
-            let until = KeyDocument::verify(server, (**json).to_owned(), *fetched).map_or(0, |doc| doc.valid_until);
+            let until =
+                KeyDocument::verify(server, (**json).to_owned(), *fetched).map_or(0, |doc| doc.valid_until);
             now < fetched.saturating_add(until.saturating_sub(*fetched) / 2)
         });
         if fresh && satisfied(&known, wanted) {
@@ -220,7 +225,8 @@ impl KeyRing {
             return Ok(known);
         }
         let fetched = self.client.server_keys(server).await;
-        metrics::counter!("waxwing_federation_key_fetches_total", "ok" => fetched.is_ok().to_string()).increment(1);
+        metrics::counter!("waxwing_federation_key_fetches_total", "ok" => fetched.is_ok().to_string())
+            .increment(1);
         let document = match fetched {
             Ok(json) => KeyDocument::verify(server, json, self.clock.millis())
                 .inspect_err(|error| tracing::info!(%server, %error, "a key document is not believed"))
@@ -286,7 +292,8 @@ impl KeyRing {
         let entries: Vec<_> = needs.iter().collect();
         for notary in self.config.notaries.iter().filter(|notary| **notary != *self.own.server()) {
             for batch in entries.chunks(BATCH) {
-                let query = batch.iter().map(|(server, wanted)| ((*server).clone(), criteria(wanted))).collect();
+                let query =
+                    batch.iter().map(|(server, wanted)| ((*server).clone(), criteria(wanted))).collect();
                 let answers = match self.client.notary_query(notary, &query).await {
                     Ok(answers) => answers,
                     Err(error) => {
@@ -315,8 +322,8 @@ impl KeyRing {
         // Boxed: verifying a notary's signature may fetch the notary's keys (never through a notary's signature again:
         // the notary itself is asked directly first).
         let key = if *server == *notary { None } else { Box::pin(self.request_key(notary, &id)).await? };
-        let countersigned = *server == *notary
-            || key.is_some_and(|key| super::notary::signed_by(&json, notary, &id, &key));
+        let countersigned =
+            *server == *notary || key.is_some_and(|key| super::notary::signed_by(&json, notary, &id, &key));
         if !countersigned {
             tracing::info!(%notary, %server, "a notary's answer is not signed by it");
             return Ok(());
@@ -331,7 +338,9 @@ impl KeyRing {
     }
 }
 
-fn criteria(wanted: &BTreeMap<OwnedServerSigningKeyId, u64>) -> BTreeMap<OwnedServerSigningKeyId, KeyCriteria> {
+fn criteria(
+    wanted: &BTreeMap<OwnedServerSigningKeyId, u64>,
+) -> BTreeMap<OwnedServerSigningKeyId, KeyCriteria> {
     wanted.iter().map(|(id, at)| (id.clone(), KeyCriteria { minimum_valid_until_ts: *at })).collect()
 }
 

@@ -113,8 +113,7 @@ mod tests {
 
     #[test]
     fn the_operator_can_open_a_network() {
-        let policy =
-            AddressPolicy { allow_private: false, allowed: vec!["10.0.0.0/8".parse().unwrap()] };
+        let policy = AddressPolicy { allow_private: false, allowed: vec!["10.0.0.0/8".parse().unwrap()] };
         assert!(policy.permits("10.9.9.9".parse().unwrap()));
         assert!(policy.permits("::ffff:10.9.9.9".parse().unwrap()));
         assert!(!policy.permits("192.168.0.1".parse().unwrap()));

@@ -108,8 +108,7 @@ impl Dns for SystemDns {
         if !written.is_empty() {
             return Ok(written);
         }
-        let found =
-            self.resolver.lookup_ip(absolute(name)?).await.map_err(|error| refusal(name, &error))?;
+        let found = self.resolver.lookup_ip(absolute(name)?).await.map_err(|error| refusal(name, &error))?;
         let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
         if addresses.is_empty() { Err(DnsError::NotFound(name.to_owned())) } else { Ok(addresses) }
     }

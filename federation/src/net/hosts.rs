@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn reads_names_aliases_and_comments() {
-        let names = parse("127.0.0.1 localhost # here\n::1 localhost ip6\n# 9.9.9.9 no\n\n10.0.0.2\tHS2 hs2.local.\nbad x");
+        let names = parse(
+            "127.0.0.1 localhost # here\n::1 localhost ip6\n# 9.9.9.9 no\n\n10.0.0.2\tHS2 hs2.local.\nbad x",
+        );
         assert_eq!(names["localhost"].len(), 2);
         assert_eq!(names["hs2"], ["10.0.0.2".parse::<IpAddr>().unwrap()]);
         assert!(names.contains_key("hs2.local") && !names.contains_key("no") && !names.contains_key("x"));

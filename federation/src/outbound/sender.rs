@@ -294,9 +294,12 @@ impl Inner {
                     return Turn::Postponed;
                 }
             };
-            if let Err(error) = self.client.send_transaction(destination, &prepared.txn_id, &prepared.body).await {
+            if let Err(error) =
+                self.client.send_transaction(destination, &prepared.txn_id, &prepared.body).await
+            {
                 tracing::debug!(%destination, %error, "a transaction was not accepted");
-                metrics::counter!("waxwing_federation_transactions_total", "outcome" => "failed").increment(1);
+                metrics::counter!("waxwing_federation_transactions_total", "outcome" => "failed")
+                    .increment(1);
                 return Turn::Failed { retry_after: wait_asked_for(&error) };
             }
             metrics::counter!("waxwing_federation_transactions_total", "outcome" => "sent").increment(1);
@@ -337,12 +340,17 @@ impl Inner {
     }
 
     fn write(&self, batch: Option<Batch>, volatile: Vec<Arc<RawValue>>) -> Prepared {
-        let full = batch.as_ref().is_some_and(|batch| batch.pdus.len() >= MAX_PDUS || batch.edus.len() >= MAX_DURABLE_EDUS);
+        let full = batch
+            .as_ref()
+            .is_some_and(|batch| batch.pdus.len() >= MAX_PDUS || batch.edus.len() >= MAX_DURABLE_EDUS);
         let (txn_id, pdus, mut edus, upto) = match batch {
             Some(batch) => (batch.txn_id.to_string(), batch.pdus, batch.edus, Some(batch.upto)),
             None => (opaque_id(16), Vec::new(), Vec::new(), None),
         };
-        debug_assert!(pdus.len() <= MAX_PDUS && edus.len() + volatile.len() <= MAX_EDUS, "a batch beyond its limits");
+        debug_assert!(
+            pdus.len() <= MAX_PDUS && edus.len() + volatile.len() <= MAX_EDUS,
+            "a batch beyond its limits"
+        );
         edus.extend(volatile);
         let transaction = Transaction {
             origin: &self.client.identity().server,

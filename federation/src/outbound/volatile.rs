@@ -146,7 +146,11 @@ mod tests {
     use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 
     fn typing(user: &str, typing: bool) -> VolatileEdu {
-        VolatileEdu::Typing(TypingContent::new("!r:a.b".try_into().unwrap(), user.try_into().unwrap(), typing))
+        VolatileEdu::Typing(TypingContent::new(
+            "!r:a.b".try_into().unwrap(),
+            user.try_into().unwrap(),
+            typing,
+        ))
     }
 
     fn receipt(thread: Option<&str>, event: &str) -> VolatileEdu {
@@ -181,7 +185,8 @@ mod tests {
         queue.push(receipt(None, "$1"));
         queue.push(receipt(Some("$t"), "$2"));
         for user in ["@a:b.c", "@b:b.c"] {
-            let update = PresenceUpdate::new(user.try_into().unwrap(), PresenceState::Online, UInt::from(0u32));
+            let update =
+                PresenceUpdate::new(user.try_into().unwrap(), PresenceState::Online, UInt::from(0u32));
             queue.push(VolatileEdu::Presence(update));
         }
         assert_eq!(queue.take(100).len(), 3);

@@ -1,0 +1,76 @@
+use ruma::events::StateEventType;
+use ruma::{EventId, OwnedEventId};
+use std::collections::{BTreeMap, BTreeSet};
+use waxwing_model::{StateKey, state_key};
+
+use super::Trouble;
+use super::event::{RoomWork, Source};
+use crate::client::StateIds;
+use crate::ports::{PortResult, StateRoot};
+
+/// Up to so many missing events are fetched one by one whatever their share.
+const FEW: usize = 10;
+/// Beyond this share (one in so many) of missing events the whole state is fetched in one request.
+const SHARE: usize = 2;
+
+impl RoomWork<'_> {
+    /// The state after an event that we do not have, as the origin tells it. Everything in it is verified and
+    /// authorised by its auth events; that it is the state at that place is the origin's word, which is why it is only
+    /// ever resolved together with what we know.
+    pub(super) async fn fetch_state_after(&self, event: &EventId) -> Result<StateRoot, Trouble> {
+        let answer = self.context.client.state_ids(self.origin, self.room, event).await;
+        let ids = answer.map_err(|error| {
+            tracing::info!(room = %self.room, origin = %self.origin, %error, "no state at a gap");
+            Trouble::dropped("the state at prev_events that are unknown could not be fetched")
+        })?;
+        metrics::counter!("waxwing_federation_states_fetched_total").increment(1);
+        self.fetch_contents(&ids, event).await?;
+
+        let mut entries: BTreeMap<StateKey, OwnedEventId> = BTreeMap::new();
+        let known = self.load(&ids.state).await?;
+        for id in &ids.state {
+            if let Some(known) = known.get(id)
+                && !known.flags.rejected
+                && let Some(key) = known.event.state_entry()
+            {
+                entries.insert(key, id.clone());
+            }
+        }
+        let at = self.load(&[event.to_owned()]).await?;
+        let at = at.get(event).ok_or_else(|| Trouble::dropped("prev_events could not be fetched"))?;
+        if let Some(key) = at.event.state_entry().filter(|_| !at.flags.rejected) {
+            entries.insert(key, event.to_owned());
+        }
+        if !entries.contains_key(&state_key(StateEventType::RoomCreate, "")) {
+            return Err(Trouble::dropped("a state without create event"));
+        }
+        Ok(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?)
+    }
+
+    /// Gets the events of a state, its auth chain, and the event that it is the state of, as far as we lack them.
+    async fn fetch_contents(&self, ids: &StateIds, event: &EventId) -> PortResult<()> {
+        let all: BTreeSet<OwnedEventId> = ids.state.iter().chain(&ids.auth_chain).cloned().collect();
+        let total = all.len();
+        let mut missing = self.unknown(all.into_iter().collect()).await?;
+        let mut events = Vec::new();
+        if missing.len() > FEW && missing.len() > total / SHARE {
+            match self.context.client.state(self.origin, self.room, event).await {
+                Ok(state) => {
+                    let both = state.state.into_iter().chain(state.auth_chain).collect();
+                    events = self.parse_and_verify(both, Source::History).await?;
+                    missing.retain(|id| !events.iter().any(|event| event.event_id == *id));
+                }
+                Err(error) => {
+                    tracing::info!(room = %self.room, origin = %self.origin, %error, "no whole state");
+                }
+            }
+        }
+        missing.extend(self.unknown(vec![event.to_owned()]).await?);
+        missing.truncate(MAX_SINGLE);
+        events.extend(self.fetch_each(&missing).await?);
+        self.store_outliers(events).await
+    }
+}
+
+/// Events of a state that are fetched one by one at most.
+const MAX_SINGLE: usize = 1000;

@@ -1,0 +1,164 @@
+//! Receiving: what another server pushes to us, checked step by step before it becomes part of a room.
+//!
+//! The seven checks of <https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu> and
+//! where they are: 1 `parse`, 2 and 3 `verify`, 4 and 5 `authorise`, 6 `persist`. Check 7 (policy servers) is not
+//! made yet. Before 4, `fetch_missing` and `fetch_state` get what the event refers to and we lack.
+
+mod acl;
+mod authorise;
+mod edu;
+mod event;
+mod fetch_missing;
+mod fetch_state;
+pub(crate) mod judge;
+mod locks;
+pub(crate) mod parse;
+mod persist;
+mod state_before;
+mod transaction;
+pub(crate) mod verify;
+
+pub use transaction::{TransactionError, TransactionResult};
+
+use moka::future::Cache;
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::keys::KeyRing;
+use crate::ports::{EduSink, PortError, Timeline};
+use event::{RoomWork, Source};
+use locks::RoomLocks;
+
+/// Answers to transactions kept for repetitions. A sender repeats within minutes, one transaction at a time.
+const REPLAYS: u64 = 10_000;
+const REPLAY_TTL: Duration = Duration::from_mins(30);
+
+/// Why an event did not make it. The text of `Dropped` goes to the server that sent it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// Our own trouble: says nothing of the event.
+    #[error("internal: {0}")]
+    Port(#[from] PortError),
+    /// It is not accepted in any form.
+    #[error("{0}")]
+    Dropped(String),
+}
+
+impl Trouble {
+    fn dropped(reason: impl Into<String>) -> Trouble {
+        Trouble::Dropped(reason.into())
+    }
+
+    /// What another server may read of it.
+    fn to_remote(&self) -> String {
+        match self {
+            Trouble::Port(_) => "internal error".into(),
+            Trouble::Dropped(reason) => reason.clone(),
+        }
+    }
+}
+
+/// What the receiving side works with.
+pub struct InboundParts {
+    /// Fetches what is missing.
+    pub client: Client,
+    /// Verifies signatures.
+    pub ring: Arc<KeyRing>,
+    /// The rooms.
+    pub timeline: Arc<dyn Timeline>,
+    /// Takes ephemeral data.
+    pub edus: Arc<dyn EduSink>,
+}
+
+pub(crate) struct Context {
+    client: Client,
+    ring: Arc<KeyRing>,
+    timeline: Arc<dyn Timeline>,
+    edus: Arc<dyn EduSink>,
+    rooms: RoomLocks,
+    replays: Cache<transaction::ReplayKey, Arc<TransactionResult>>,
+}
+
+/// Receives events and ephemeral data. A handle: clones share everything.
+#[derive(Clone)]
+pub struct Inbound {
+    context: Arc<Context>,
+}
+
+impl Inbound {
+    /// Puts the parts together.
+    pub fn new(parts: InboundParts) -> Inbound {
+        let replays = Cache::builder().max_capacity(REPLAYS).time_to_live(REPLAY_TTL).build();
+        let InboundParts { client, ring, timeline, edus } = parts;
+        let rooms = RoomLocks::default();
+        Inbound { context: Arc::new(Context { client, ring, timeline, edus, rooms, replays }) }
+    }
+
+    /// Receives one event of a room outside a transaction, as the endpoints for joins, leaves, knocks and invites to a
+    /// known room do after their own checks: the same checks, the same way into the room. `Err` carries the reason for
+    /// the sender; a rejected or soft-failed event is `Ok`: look at its flags.
+    pub async fn receive_event(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        json: &serde_json::value::RawValue,
+    ) -> Result<OwnedEventId, String> {
+        let received = self.receive_one(origin, room, json).await;
+        received.map_err(|trouble| trouble.to_remote())
+    }
+
+    async fn receive_one(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        json: &serde_json::value::RawValue,
+    ) -> Result<OwnedEventId, Trouble> {
+        let context = &*self.context;
+        let version = context.timeline.room_version(room).await?;
+        let version = version.ok_or_else(|| Trouble::dropped("unknown room"))?;
+        let pdu = parse::parse(json, room, &version).map_err(Trouble::Dropped)?;
+        let id = pdu.event.event_id.clone();
+        let mut verified = verify::verify_all(&context.ring, &version, vec![pdu]).await?;
+        let (_, event) = verified.pop().ok_or_else(|| Trouble::dropped("not verified"))?;
+        let event = event.map_err(Trouble::Dropped)?;
+        let _turn = context.rooms.enter_patiently(room).await;
+        RoomWork { context, origin, room, version: &version }.receive(event, Source::Pushed).await?;
+        Ok(id)
+    }
+
+    /// Fetches history before `from` (backward extremities) from the first of `servers` that has some. Gives how many
+    /// events came.
+    pub async fn backfill(
+        &self,
+        room: &RoomId,
+        servers: &[OwnedServerName],
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<usize, PortError> {
+        let context = &*self.context;
+        let Some(version) = context.timeline.room_version(room).await? else { return Ok(0) };
+        for origin in servers {
+            let events = match context.client.backfill(origin, room, from, limit).await {
+                Ok(events) if !events.is_empty() => events,
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::debug!(%origin, %room, %error, "no history");
+                    continue;
+                }
+            };
+            let _turn = context.rooms.enter_patiently(room).await;
+            let work = RoomWork { context, origin, room, version: &version };
+            let stored = match work.take_history(events).await {
+                Ok(stored) => stored,
+                Err(Trouble::Port(error)) => return Err(error),
+                Err(Trouble::Dropped(_)) => 0,
+            };
+            if stored > 0 {
+                return Ok(stored);
+            }
+        }
+        Ok(0)
+    }
+}

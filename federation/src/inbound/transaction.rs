@@ -1,0 +1,224 @@
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+use super::edu::EduIntake;
+use super::event::{RoomWork, Source};
+use super::{Inbound, Trouble, parse, verify};
+use crate::ports::PortError;
+
+/// <https://spec.matrix.org/v1.19/server-server-api/#transactions>
+const MAX_PDUS: usize = 50;
+/// The same for ephemeral data.
+const MAX_EDUS: usize = 100;
+/// The answer comes at the latest after this, and events that are still being worked on (a gap, a large state) are
+/// answered for as received. A sender that gets no answer in a minute or so takes us for dead.
+const ANSWER_AFTER: Duration = Duration::from_secs(40);
+
+/// A repetition is recognised by its sender, its id and its content: a sender that lost count and takes an id again is
+/// not a repetition.
+pub(super) type ReplayKey = (OwnedServerName, String, u64);
+
+/// What became of each event of a transaction, by id: `Err` with the reason for those that were not accepted.
+#[derive(Clone, Debug, Default)]
+pub struct TransactionResult {
+    /// The events.
+    pub pdus: BTreeMap<OwnedEventId, Result<(), String>>,
+}
+
+/// Why a transaction is not accepted as a whole.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransactionError {
+    /// Not a transaction: 400 `M_NOT_JSON` or `M_BAD_JSON`.
+    #[error("not a transaction: {0}")]
+    Malformed(String),
+    /// More events than a transaction may hold: 400.
+    #[error("more than 50 PDUs or 100 EDUs")]
+    TooMany,
+    /// A room takes in less than is sent to it: 429, come back later.
+    #[error("too much at once")]
+    Busy,
+    /// Our own trouble: 500, come back later.
+    #[error("internal error")]
+    Internal,
+}
+
+#[derive(Deserialize)]
+struct Transaction {
+    #[serde(default)]
+    pdus: Vec<Box<RawValue>>,
+    #[serde(default)]
+    edus: Vec<Box<RawValue>>,
+}
+
+type RoomResult = Vec<(OwnedEventId, Result<(), String>)>;
+
+impl Inbound {
+    /// `PUT /send/{txnId}` of an authenticated server. Idempotent. The work goes on when the caller goes away.
+    pub async fn transaction(
+        &self,
+        origin: &ServerName,
+        txn_id: &str,
+        body: &[u8],
+    ) -> Result<Arc<TransactionResult>, TransactionError> {
+        let transaction: Transaction =
+            serde_json::from_slice(body).map_err(|error| TransactionError::Malformed(error.to_string()))?;
+        if transaction.pdus.len() > MAX_PDUS || transaction.edus.len() > MAX_EDUS {
+            return Err(TransactionError::TooMany);
+        }
+        let mut hasher = DefaultHasher::new();
+        body.hash(&mut hasher);
+        let key = (origin.to_owned(), txn_id.to_owned(), hasher.finish());
+        let (this, origin) = (self.clone(), origin.to_owned());
+        // Of its own: a sender that hangs up must not stop half-way what it will not repeat in the same way.
+        let work = tokio::spawn(async move {
+            let replays = this.context.replays.clone();
+            replays.try_get_with(key, this.process(origin, transaction)).await
+        });
+        match work.await {
+            Ok(result) => result.map_err(|error| (*error).clone()),
+            Err(error) => {
+                tracing::error!(%error, "receiving a transaction failed");
+                Err(TransactionError::Internal)
+            }
+        }
+    }
+
+    async fn process(
+        &self,
+        origin: OwnedServerName,
+        transaction: Transaction,
+    ) -> Result<Arc<TransactionResult>, TransactionError> {
+        let rooms = by_room(transaction.pdus);
+        if rooms.iter().any(|(room, _)| !self.context.rooms.has_room(room)) {
+            return Err(TransactionError::Busy);
+        }
+        let work: Vec<JoinHandle<RoomResult>> = rooms
+            .into_iter()
+            .map(|(room, pdus)| {
+                let (this, origin) = (self.clone(), origin.clone());
+                tokio::spawn(async move { this.receive_in_room(&origin, &room, pdus).await })
+            })
+            .collect();
+        let deadline = tokio::time::Instant::now() + ANSWER_AFTER;
+        let mut intake = EduIntake::new(&self.context, &origin);
+        let mut lost = false;
+        for edu in &transaction.edus {
+            if let Err(error) = intake.take(edu).await {
+                tracing::warn!(%origin, %error, "a message between devices could not be stored");
+                lost = true;
+            }
+        }
+        let mut result = TransactionResult::default();
+        for room in work {
+            // Dropping the handle of what takes longer leaves it running.
+            if let Ok(Ok(events)) = tokio::time::timeout_at(deadline, room).await {
+                result.pdus.extend(events);
+            }
+        }
+        // The sender repeats the transaction; the events are known by then.
+        if lost { Err(TransactionError::Internal) } else { Ok(Arc::new(result)) }
+    }
+
+    /// Receives the events of one room, in the order in which they were sent.
+    async fn receive_in_room(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> RoomResult {
+        let mut results = RoomResult::new();
+        if let Err(error) = self.receive_all(origin, room, pdus, &mut results).await {
+            tracing::error!(%room, %error, "events could not be received");
+            // Whatever had no turn yet did not make it.
+            for (_, result) in &mut results {
+                if result.as_ref().is_err_and(String::is_empty) {
+                    *result = Err("internal error".into());
+                }
+            }
+        }
+        results
+    }
+
+    async fn receive_all(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+        results: &mut RoomResult,
+    ) -> Result<(), PortError> {
+        let context = &*self.context;
+        let Some(version) = context.timeline.room_version(room).await? else {
+            tracing::debug!(%origin, %room, "events of a room that we are not in");
+            return Ok(());
+        };
+        let permitted = context.acl_permits(room, origin).await?;
+        let mut parsed = Vec::new();
+        let mut seen = BTreeSet::new();
+        for json in pdus {
+            match parse::parse(&json, room, &version) {
+                Ok(pdu) if !seen.insert(pdu.event.event_id.clone()) => {}
+                Ok(pdu) if permitted => {
+                    results.push((pdu.event.event_id.clone(), Err(String::new())));
+                    parsed.push(pdu);
+                }
+                Ok(pdu) => {
+                    results.push((pdu.event.event_id, Err("the server is banned from the room".into())));
+                }
+                Err(reason) => note_dropped(origin, room, &json, &version, &reason, results),
+            }
+        }
+        let verified = verify::verify_all(&context.ring, &version, parsed).await?;
+        let _turn = context.rooms.enter_patiently(room).await;
+        let work = RoomWork { context, origin, room, version: &version };
+        for (id, event) in verified {
+            let outcome = match event {
+                Ok(event) => work.receive(event, Source::Pushed).await,
+                Err(reason) => Err(Trouble::Dropped(reason)),
+            };
+            if let Err(trouble) = &outcome {
+                tracing::info!(%origin, %room, event = %id, %trouble, "an event is not taken");
+            }
+            let outcome = outcome.map_err(|trouble| trouble.to_remote());
+            if let Some(entry) = results.iter_mut().find(|(known, _)| *known == id) {
+                entry.1 = outcome;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An event that is none still gets an answer when it has an id.
+fn note_dropped(
+    origin: &ServerName,
+    room: &RoomId,
+    json: &RawValue,
+    version: &RoomVersionId,
+    reason: &str,
+    results: &mut RoomResult,
+) {
+    tracing::info!(%origin, %room, reason, "an event is dropped");
+    metrics::counter!("waxwing_federation_events_received_total", "verdict" => "dropped").increment(1);
+    let pdu = waxwing_rooms::canonical_object(json.get())
+        .ok()
+        .and_then(|object| waxwing_rooms::parse::pdu_from_object(object, version).ok());
+    if let Some(pdu) = pdu {
+        results.push((pdu.event.event_id, Err(reason.to_owned())));
+    }
+}
+
+/// Groups PDUs by room, keeping their order in each.
+fn by_room(pdus: Vec<Box<RawValue>>) -> BTreeMap<OwnedRoomId, Vec<Box<RawValue>>> {
+    let mut rooms: BTreeMap<OwnedRoomId, Vec<Box<RawValue>>> = BTreeMap::new();
+    for json in pdus {
+        if let Some(room) = parse::room_of(&json) {
+            rooms.entry(room).or_default().push(json);
+        }
+    }
+    rooms
+}
