@@ -19,7 +19,7 @@ mod update;
 mod tests;
 
 pub use codec::Corrupt;
-pub use diff::{Change, diff};
+pub use diff::{Change, conflicts, diff};
 pub use node::{BadNodeId, Entry, Node, NodeId};
 pub use read::{count, entries, entries_of_type, get, get_many};
 pub use update::{Update, build, update};

@@ -49,6 +49,35 @@ pub fn diff(nodes: &(impl Nodes + ?Sized), a: NodeId, b: NodeId) -> Result<Vec<C
     missing.result(changes(only_a, only_b))
 }
 
+/// Where the states at `roots` are not all the same: per state its entries at those keys. This is what a resolution of
+/// them starts from ([`crate::resolve::resolve_conflicts`]).
+pub fn conflicts(
+    nodes: &(impl Nodes + ?Sized),
+    roots: &[NodeId],
+) -> Result<Vec<BTreeMap<StateKey, OwnedEventId>>, NeedNodes> {
+    let Some((first, others)) = roots.split_first() else { return Ok(Vec::new()) };
+    let mut missing = Missing::default();
+    let mut differences = Vec::new();
+    for other in others {
+        match diff(nodes, *first, *other) {
+            Ok(changes) => differences.push(changes),
+            Err(NeedNodes(ids)) => missing.0.extend(ids),
+        }
+    }
+    let mut common = BTreeMap::new();
+    for change in differences.iter().flatten() {
+        common.insert(change.key.clone(), change.before.clone());
+    }
+    let mut sides = vec![common; roots.len()];
+    for (side, changes) in sides.iter_mut().skip(1).zip(differences) {
+        side.extend(changes.into_iter().map(|change| (change.key, change.after)));
+    }
+    let set = |side: BTreeMap<StateKey, Option<OwnedEventId>>| {
+        side.into_iter().filter_map(|(key, event_id)| Some((key, event_id?))).collect()
+    };
+    missing.result(sides.into_iter().map(set).collect())
+}
+
 fn changes(before: Vec<Entry>, after: Vec<Entry>) -> Vec<Change> {
     let mut sides: BTreeMap<StateKey, (Option<OwnedEventId>, Option<OwnedEventId>)> = BTreeMap::new();
     for entry in before {

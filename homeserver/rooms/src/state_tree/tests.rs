@@ -1,4 +1,5 @@
 use super::*;
+use crate::invariants::{node_is_sound, tree_is_sound};
 use proptest::prelude::*;
 use ruma::OwnedEventId;
 use std::collections::BTreeMap;
@@ -87,6 +88,7 @@ proptest! {
         prop_assert_eq!(&entries(&tree, root).unwrap(), &model);
         prop_assert_eq!(count(&tree, root).unwrap(), model.len() as u64);
         prop_assert_eq!(root, build(model.clone()).root, "the shape depends on the history");
+        prop_assert_eq!(tree_is_sound(&tree, root), Ok(()));
         let mut keys: Vec<StateKey> = probes.into_iter().map(|(key, _)| key).collect();
         keys.extend(model.keys().cloned());
         let many = get_many(&tree, root, &keys).unwrap();
@@ -120,12 +122,31 @@ proptest! {
     }
 
     #[test]
+    fn conflicts_are_what_is_not_common(common in steps(40), branches in proptest::collection::vec(steps(8), 1..4)) {
+        let (mut nodes, mut states, mut roots) = (Store::new(), Vec::new(), Vec::new());
+        for branch in &branches {
+            let mut state = State::new();
+            apply(&mut state, &common);
+            apply(&mut state, branch);
+            let built = build(state.clone());
+            nodes.extend(stored(&built));
+            roots.push(built.root);
+            states.push(state);
+        }
+        let common = |key: &StateKey| states.iter().all(|state| state.get(key) == states[0].get(key));
+        let expected: Vec<State> = states.iter()
+            .map(|state| state.clone().into_iter().filter(|(key, _)| !common(key)).collect()).collect();
+        prop_assert_eq!(conflicts(&nodes, &roots).unwrap(), expected);
+    }
+
+    #[test]
     fn nodes_survive_encoding(steps in steps(60)) {
         let mut state = State::new();
         apply(&mut state, &steps);
         for (id, node) in build(state).new_nodes {
             let bytes = node.encode();
             prop_assert_eq!(&Node::decode(&bytes).unwrap(), &*node);
+            prop_assert_eq!(node_is_sound(&node), Ok(()));
             prop_assert_eq!(NodeId::of_encoded(&bytes), id);
             prop_assert_eq!(Node::decode(&bytes[..bytes.len() - 1]).is_err(), true);
         }

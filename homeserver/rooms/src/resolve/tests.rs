@@ -1,0 +1,294 @@
+use super::fixtures::{BOB, DAVE, Room, id};
+use super::*;
+use crate::invariants;
+use proptest::prelude::*;
+use serde_json::json;
+
+const VERSIONS: [RoomVersionId; 5] =
+    [RoomVersionId::V1, RoomVersionId::V2, RoomVersionId::V6, RoomVersionId::V11, RoomVersionId::V12];
+
+fn at<'a>(state: &'a StateMap, kind: &str, key: &str) -> Option<&'a str> {
+    state.get(&(kind.into(), key.to_owned())).map(|id| id.as_str())
+}
+
+fn topic(state: &StateMap) -> &str {
+    at(state, "m.room.topic", "").unwrap()
+}
+
+#[test]
+fn a_ban_beats_what_the_banned_do_meanwhile() {
+    for version in VERSIONS {
+        let room = Room::new(version.clone());
+        let state = room.resolve(&[room.after("ban_bob"), room.after("pl_by_bob topic_by_bob")]);
+        assert_eq!(at(&state, "m.room.member", BOB), Some("$ban_bob:x"), "{version}");
+        assert_eq!(at(&state, "m.room.power_levels", ""), Some("$pl:x"), "{version}");
+        assert_eq!(topic(&state), "$topic:x", "{version}");
+    }
+}
+
+#[test]
+fn of_two_power_levels_the_more_powerful_sender_comes_first() {
+    for version in [RoomVersionId::V2, RoomVersionId::V11, RoomVersionId::V12] {
+        let room = Room::new(version.clone());
+        // Bob's claims to be older, but Alice has demoted him.
+        let state = room.resolve(&[room.after("pl_by_bob"), room.after("pl_by_alice")]);
+        assert_eq!(at(&state, "m.room.power_levels", ""), Some("$pl_by_alice:x"), "{version}");
+    }
+}
+
+#[test]
+fn of_two_topics_version_1_takes_the_deeper_and_version_2_the_later() {
+    for version in VERSIONS {
+        let mut room = Room::new(version.clone());
+        let early = json!({ "topic": "deep" });
+        room.add(("deep", fixtures::ALICE, "m.room.topic", "", 20, early, "create alice pl"));
+        let deep = room.events.remove(&id("deep")).unwrap();
+        let back_dated =
+            Event { origin_server_ts: room.events[&id("topic")].origin_server_ts, ..(*deep).clone() };
+        room.events.insert(id("deep"), Arc::new(back_dated));
+        let state = room.resolve(&[room.after("deep"), room.after("topic_by_bob")]);
+        let expected = if version == RoomVersionId::V1 { "$deep:x" } else { "$topic_by_bob:x" };
+        assert_eq!(topic(&state), expected, "{version}");
+    }
+}
+
+#[test]
+fn a_topic_under_newer_power_levels_wins() {
+    for version in [RoomVersionId::V2, RoomVersionId::V11, RoomVersionId::V12] {
+        let mut room = Room::new(version.clone());
+        let early = json!({ "topic": "early" });
+        room.add(("under_new", fixtures::ALICE, "m.room.topic", "", 13, early, "create alice pl_by_alice"));
+        room.add(("late", fixtures::ALICE, "m.room.topic", "", 30, json!({}), "create alice pl"));
+        let state = room.resolve(&[room.after("pl_by_alice under_new"), room.after("late")]);
+        assert_eq!(topic(&state), "$under_new:x", "{version}");
+    }
+}
+
+#[test]
+fn who_joins_while_the_room_is_closed_is_out_but_not_in_version_1() {
+    for version in VERSIONS {
+        let room = Room::new(version.clone());
+        let state = room.resolve(&[room.after("jr_closed"), room.after("dave")]);
+        let old = version == RoomVersionId::V1;
+        // To version 1 an entry that one side lacks is no conflict.
+        assert_eq!(at(&state, "m.room.member", DAVE), old.then_some("$dave:x"), "{version}");
+        assert_eq!(at(&state, "m.room.join_rules", ""), Some("$jr_closed:x"), "{version}");
+    }
+}
+
+#[test]
+fn version_12_judges_by_the_time_of_the_event_not_by_what_all_agree_on_since() {
+    for version in VERSIONS {
+        let room = Room::new(version.clone());
+        let state = room.resolve(&[room.after("bob_left"), room.after("topic_by_bob bob_left")]);
+        let expected = if version == RoomVersionId::V12 { "$topic_by_bob:x" } else { "$topic:x" };
+        assert_eq!(topic(&state), expected, "{version}");
+        assert_eq!(at(&state, "m.room.member", BOB), Some("$bob_left:x"), "{version}");
+    }
+}
+
+#[test]
+fn a_rejected_auth_event_does_not_help() {
+    let room = Room::new(RoomVersionId::V12);
+    let states = [room.after("bob_left"), room.after("topic_by_bob bob_left")];
+    let rejected = |event: &Arc<Event>| event.event_id == id("bob");
+    let mut loaded = Loaded::new();
+    room.events.values().for_each(|event| loaded.insert(event.clone(), rejected(event)));
+    assert_eq!(topic(&resolve(&room.version, &states, &loaded).unwrap()), "$topic:x");
+}
+
+#[test]
+fn needs_little_of_a_large_room() {
+    for version in VERSIONS {
+        let mut room = Room::new(version.clone());
+        let mut names = String::new();
+        for n in 0..2_000 {
+            let (name, user) = (format!("m{n}"), format!("@m{n}:x"));
+            let join = json!({ "membership": "join" });
+            room.add((&name, &user, "m.room.member", &user, 8, join, "create pl jr"));
+            names.extend([name.as_str(), " "]);
+        }
+        let states = [room.after(&names), room.after(&format!("{names} dave"))];
+        for ranked in [true, false] {
+            let (state, count) = room.resolve_counting(&states, ranked);
+            assert_eq!(at(&state, "m.room.member", DAVE), Some("$dave:x"));
+            assert_eq!(state.len(), 2_008);
+            assert!(count < 20, "{version}: {count}");
+        }
+    }
+}
+
+#[test]
+fn events_that_do_not_exist_are_left_out() {
+    for version in VERSIONS {
+        let mut room = Room::new(version);
+        let states = [room.after(""), room.after("topic_by_bob"), room.after("dave_again")];
+        room.events.remove(&id("topic_by_bob"));
+        room.events.remove(&id("dave"));
+        assert_eq!(topic(&room.resolve(&states)), "$topic:x");
+    }
+}
+
+#[test]
+fn refuses_unknown_versions_and_too_many_states() {
+    let one = |n: usize| StateMap::from([(("t".into(), String::new()), id(&format!("e{n}")))]);
+    let unknown = resolve(&"org.example.unknown".try_into().unwrap(), &[one(1), one(2)], &Loaded::new());
+    assert!(matches!(unknown, Err(Need::Impossible(_))));
+    let states: Vec<StateMap> = (0..=MAX_SIDES).map(one).collect();
+    let many = resolve(&RoomVersionId::V11, &states, &Loaded::new());
+    assert!(matches!(many, Err(Need::Impossible(_))));
+}
+
+/// What may be in one of the states beside the beginning.
+const LATER: [&str; 10] = [
+    "ban_bob",
+    "bob_left",
+    "pl_by_bob",
+    "pl_by_alice",
+    "topic_by_bob",
+    "topic_by_alice",
+    "jr_closed",
+    "dave",
+    "dave_again",
+    "topic",
+];
+
+fn histories() -> impl Strategy<Value = Vec<Vec<&'static str>>> {
+    let names = proptest::collection::vec(proptest::sample::select(&LATER[..]), 0..6);
+    proptest::collection::vec(names, 1..5)
+}
+
+/// A random graph of auth events and states over it.
+#[derive(Debug, Clone)]
+struct Graph {
+    auth: Vec<BTreeSet<usize>>,
+    states: Vec<BTreeMap<u8, usize>>,
+}
+
+fn graph() -> impl Strategy<Value = Graph> {
+    let picks =
+        proptest::collection::vec(proptest::collection::vec(any::<proptest::sample::Index>(), 0..4), 1..40);
+    let states = proptest::collection::vec(
+        proptest::collection::btree_map(0..6_u8, any::<proptest::sample::Index>(), 1..6),
+        2..4,
+    );
+    (picks, states).prop_map(|(picks, states)| {
+        let auth = picks
+            .iter()
+            .enumerate()
+            .map(|(n, picks)| picks.iter().filter(|_| n > 0).map(|pick| pick.index(n)).collect());
+        let auth: Vec<BTreeSet<usize>> = auth.collect();
+        let events = auth.len();
+        // Each key has its own events: those with its number modulo six.
+        let own = |key: u8, pick: proptest::sample::Index| {
+            let candidates: Vec<usize> = (0..events).filter(|n| n % 6 == usize::from(key)).collect();
+            (!candidates.is_empty()).then(|| candidates[pick.index(candidates.len())])
+        };
+        let states = states
+            .into_iter()
+            .map(|state| state.into_iter().filter_map(|(key, pick)| Some((key, own(key, pick)?))).collect());
+        Graph { states: states.collect(), auth }
+    })
+}
+
+impl Graph {
+    fn chain(&self, event: usize) -> BTreeSet<usize> {
+        let below = self.auth[event].iter().flat_map(|auth| self.chain(*auth));
+        below.chain(self.auth[event].iter().copied()).collect()
+    }
+
+    fn ids(events: impl IntoIterator<Item = usize>) -> BTreeSet<OwnedEventId> {
+        events.into_iter().map(|n| id(&format!("e{n}"))).collect()
+    }
+
+    /// The edges, with the rank of every event or of none, or of some.
+    fn loaded(&self, ranked: impl Fn(usize) -> bool) -> Loaded {
+        let mut ranks: Vec<u64> = Vec::new();
+        let mut loaded = Loaded::new();
+        for (n, auth) in self.auth.iter().enumerate() {
+            ranks.push(rank(auth.iter().map(|auth| ranks[*auth])));
+            let auth = auth.iter().map(|auth| id(&format!("e{auth}"))).collect();
+            loaded.insert_edges(id(&format!("e{n}")), auth, ranked(n).then(|| ranks[n]));
+        }
+        loaded
+    }
+
+    /// The full chain of each state, as implementations understand it: with the state's own events.
+    fn full_chains(&self) -> Vec<BTreeSet<usize>> {
+        let with_own = |event: &usize| self.chain(*event).into_iter().chain([*event]).collect::<Vec<_>>();
+        self.states.iter().map(|state| state.values().flat_map(with_own).collect()).collect()
+    }
+
+    fn state_maps(&self) -> Vec<StateMap> {
+        let entry = |(key, event): (&u8, &usize)| (("t".into(), key.to_string()), id(&format!("e{event}")));
+        self.states.iter().map(|state| state.iter().map(entry).collect()).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sets_are_what_the_specification_says(graph in graph(), every in 0..4_usize) {
+        let maps = graph.state_maps();
+        let loaded = graph.loaded(|n| every != 0 && n % every == 0);
+        let (agreed, sides) = split(&maps);
+        let conflicted: BTreeSet<OwnedEventId> = sides.iter().flat_map(BTreeMap::values).cloned().collect();
+        let owned = |ids: BTreeSet<&EventId>| ids.into_iter().map(ToOwned::to_owned).collect::<BTreeSet<_>>();
+
+        let chains = graph.full_chains();
+        let union: BTreeSet<usize> = chains.iter().flatten().copied().collect();
+        let differing = union.into_iter().filter(|event| !chains.iter().all(|chain| chain.contains(event)));
+        let expected = &Graph::ids(differing) | &conflicted;
+        let found = owned(difference(&sides, agreed.values(), &loaded).unwrap());
+        prop_assert_eq!(&found | &conflicted, expected);
+
+        let end = |n: usize| conflicted.contains(&id(&format!("e{n}")));
+        let on_path = |event: &usize| {
+            let below = end(*event) || graph.chain(*event).into_iter().any(end);
+            let above = (0..graph.auth.len()).any(|n| end(n) && graph.chain(n).contains(event));
+            end(*event) || (below && above)
+        };
+        let expected = Graph::ids((0..graph.auth.len()).filter(on_path));
+        let ends = conflicted.iter().map(|id| &**id).collect();
+        let found = owned(conflicted_subgraph(&ends, &loaded).unwrap());
+        prop_assert_eq!(&found | &conflicted, expected);
+    }
+
+    #[test]
+    fn order_repetition_and_what_else_is_loaded_do_not_matter(
+        histories in histories(),
+        version in proptest::sample::select(&VERSIONS[..]),
+        turn in 0..4_usize,
+    ) {
+        let room = Room::new(version);
+        let states: Vec<StateMap> = histories.iter().map(|names| room.after(&names.join(" "))).collect();
+        let resolved = room.resolve(&states);
+        prop_assert_eq!(resolution_is_sound(&states, &resolved), Ok(()));
+        prop_assert_eq!(invariants::state_is_sound(&resolved), Ok(()));
+        for (key, id) in &resolved {
+            prop_assert_eq!(invariants::entry_is_sound(key, &room.events[id]), Ok(()));
+        }
+        prop_assert_eq!(&room.resolve_counting(&states, false).0, &resolved);
+
+        let mut turned = states.clone();
+        turned.rotate_left(turn % states.len());
+        turned.push(states[0].clone());
+        prop_assert_eq!(&room.resolve(&turned), &resolved);
+        turned.reverse();
+        let mut all = Loaded::new();
+        room.events.values().for_each(|event| all.insert(event.clone(), false));
+        prop_assert_eq!(&resolve(&room.version, &turned, &all).unwrap(), &resolved);
+    }
+
+    #[test]
+    fn equal_states_resolve_to_themselves_without_any_event(
+        names in proptest::sample::subsequence(&LATER[..], 0..6),
+        version in proptest::sample::select(&VERSIONS[..]),
+    ) {
+        let room = Room::new(version);
+        let state = room.after(&names.join(" "));
+        let resolved = resolve(&room.version, &[state.clone(), state.clone(), state.clone()], &Loaded::new());
+        prop_assert_eq!(resolved.unwrap(), state);
+    }
+}
