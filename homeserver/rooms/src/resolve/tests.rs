@@ -1,4 +1,4 @@
-use super::fixtures::{BOB, DAVE, Room, id};
+use super::fixtures::{ALICE, BOB, CAROL, DAVE, Room, id};
 use super::*;
 use crate::invariants;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ fn of_two_topics_version_1_takes_the_deeper_and_version_2_the_later() {
     for version in VERSIONS {
         let mut room = Room::new(version.clone());
         let early = json!({ "topic": "deep" });
-        room.add(("deep", fixtures::ALICE, "m.room.topic", "", 20, early, "create alice pl"));
+        room.add(("deep", ALICE, "m.room.topic", "", 20, early, "create alice pl"));
         let deep = room.events.remove(&id("deep")).unwrap();
         let back_dated =
             Event { origin_server_ts: room.events[&id("topic")].origin_server_ts, ..(*deep).clone() };
@@ -57,8 +57,8 @@ fn a_topic_under_newer_power_levels_wins() {
     for version in [RoomVersionId::V2, RoomVersionId::V11, RoomVersionId::V12] {
         let mut room = Room::new(version.clone());
         let early = json!({ "topic": "early" });
-        room.add(("under_new", fixtures::ALICE, "m.room.topic", "", 13, early, "create alice pl_by_alice"));
-        room.add(("late", fixtures::ALICE, "m.room.topic", "", 30, json!({}), "create alice pl"));
+        room.add(("under_new", ALICE, "m.room.topic", "", 13, early, "create alice pl_by_alice"));
+        room.add(("late", ALICE, "m.room.topic", "", 30, json!({}), "create alice pl"));
         let state = room.resolve(&[room.after("pl_by_alice under_new"), room.after("late")]);
         assert_eq!(topic(&state), "$under_new:x", "{version}");
     }
@@ -84,6 +84,23 @@ fn version_12_judges_by_the_time_of_the_event_not_by_what_all_agree_on_since() {
         let expected = if version == RoomVersionId::V12 { "$topic_by_bob:x" } else { "$topic:x" };
         assert_eq!(topic(&state), expected, "{version}");
         assert_eq!(at(&state, "m.room.member", BOB), Some("$bob_left:x"), "{version}");
+    }
+}
+
+#[test]
+fn version_12_follows_the_path_between_conflicting_events() {
+    for version in [RoomVersionId::V11, RoomVersionId::V12] {
+        let mut room = Room::new(version.clone());
+        let mut levels = room.levels(&[(BOB, 50), (CAROL, 50)]);
+        room.add(("pl2", ALICE, "m.room.power_levels", "", 10, levels.clone(), "create alice pl"));
+        levels["invite"] = json!(50);
+        room.add(("pl3", CAROL, "m.room.power_levels", "", 11, levels, "create carol pl2"));
+        let join = json!({ "membership": "join" });
+        room.add(("dave2", DAVE, "m.room.member", DAVE, 12, join, "create pl2 jr"));
+        // All chains have what made Carol a moderator, so that it is in no difference.
+        let state = room.resolve(&[room.after("dave2"), room.after("pl3 dave2")]);
+        let expected = if version == RoomVersionId::V12 { "$pl3:x" } else { "$pl:x" };
+        assert_eq!(at(&state, "m.room.power_levels", ""), Some(expected), "{version}");
     }
 }
 
