@@ -4,6 +4,8 @@ use crate::config::{self, Config, Sources};
 use crate::{audit, logs, node, user};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -91,6 +93,8 @@ impl SettingFlags {
 
 /// Runs the program.
 pub fn run() -> ExitCode {
+    // The database, too, is for its owner alone, whatever folder it stands in.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     // Before anything can ask for a connection; it fails only where another provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match execute(Cli::parse()) {
@@ -113,6 +117,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = runtime(config.workers)?;
     match command {
         Command::Config | Command::Serve => {
+            raise_open_files();
             runtime.block_on(node::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -125,6 +130,15 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             let clean = runtime.block_on(audit::run(&config, show_event.as_deref()))?;
             Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+    }
+}
+
+/// Each client that waits for news holds a connection: take as many files as the machine allows.
+fn raise_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = limit.current, "cannot raise the limit of open files");
     }
 }
 

@@ -47,7 +47,7 @@ settings! {
         plaintext_appservices: Vec<String> = Vec::new();
         /// The version of rooms that are created without one.
         default_room_version: RoomVersionId = RoomVersionId::V12;
-        /// Who may put a room into the public room list: `everyone`, `administrators` or `nobody`.
+        /// Who may put a room into the public room list: `everyone` or `administrators`.
         room_list_publication: RoomListPublication = RoomListPublication::Everyone;
         /// Whether people see who is online.
         presence: bool = true;

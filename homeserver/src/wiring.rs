@@ -1,10 +1,15 @@
 //! Builds the server from its parts: storage, then services, then the API.
 
-use crate::config::Config;
+use crate::config::{Config, Plaintext, Registration, RoomListPublication};
+use anyhow::Context;
 use axum::Router;
 use axum::routing::get;
-use ruma::signatures::Ed25519KeyPair;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use waxwing_model::Clock;
+use waxwing_rooms::KeyPair;
+use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
+use waxwing_storage::Store;
 
 /// What a node serves and has to end.
 pub struct App {
@@ -14,22 +19,67 @@ pub struct App {
     pub federation: Router,
     /// A token with which the first administrator registers, while there is no account.
     pub first_token: Option<String>,
+    core: Core,
+}
+
+/// Opens the database, brings it to the newest schema, and gathers what every service needs. `waxwing user` and
+/// `waxwing audit` start here too, beside a running server or without one.
+pub async fn core(config: &Config, key: KeyPair) -> anyhow::Result<Core> {
+    let store = Store::open(config.database_url().expose())
+        .await
+        .with_context(|| format!("cannot open the database {}", config.database_shown()))?;
+    Ok(Core {
+        server_name: config.server_name.clone(),
+        clock: Clock::System,
+        store,
+        key: Arc::new(key),
+        settings: Arc::new(settings(config)),
+    })
+}
+
+/// The part of the configuration that services act upon.
+fn settings(config: &Config) -> Settings {
+    Settings {
+        registration: match config.registration {
+            Registration::Token => RegistrationMode::Token,
+            Registration::Open => RegistrationMode::Open,
+            Registration::Closed => RegistrationMode::Closed,
+        },
+        registration_shared_secret: config
+            .registration_shared_secret
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        plaintext: PlaintextPolicy {
+            accept: config.plaintext == Plaintext::Accept,
+            rooms: config.plaintext_rooms.clone(),
+            appservices: config.plaintext_appservices.clone(),
+        },
+        default_room_version: config.default_room_version.clone(),
+        presence: config.presence,
+        max_upload_bytes: config.media.max_upload_bytes,
+        password: PasswordCost {
+            memory_kib: config.password.memory_kib,
+            iterations: config.password.iterations,
+        },
+        everyone_publishes_rooms: config.room_list_publication == RoomListPublication::Everyone,
+        federation: config.federation.enabled,
+    }
 }
 
 impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
-    pub async fn build(
-        _config: &Config,
-        _key: Ed25519KeyPair,
-        _stop: CancellationToken,
-    ) -> anyhow::Result<App> {
+    pub async fn build(config: &Config, key: KeyPair, _stop: CancellationToken) -> anyhow::Result<App> {
+        let core = core(config, key).await?;
         let versions = Router::new().route(
             "/_matrix/client/versions",
             get(|| async { axum::Json(serde_json::json!({ "versions": ["v1.11"] })) }),
         );
-        Ok(App { client: versions, federation: Router::new(), first_token: None })
+        Ok(App { client: versions, federation: Router::new(), first_token: None, core })
     }
 
-    /// Writes what is still in memory and closes the database. Requests have ended.
-    pub async fn close(self) {}
+    /// Closes the database: the last handle ends the task that commits. Requests have ended.
+    pub async fn close(self) {
+        let App { core, .. } = self;
+        drop(core);
+    }
 }

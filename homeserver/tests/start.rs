@@ -110,7 +110,7 @@ fn a_first_start_needs_no_configuration() {
     assert!(versions.starts_with("HTTP/1.1 200") && versions.contains("\"versions\""), "{versions}");
     let metrics = server.get("metrics", "/metrics");
     assert!(metrics.contains("waxwing_build_info"), "{metrics}");
-    for file in ["signing.key", "tls/key.pem"] {
+    for file in ["signing.key", "tls/key.pem", "waxwing.db"] {
         let mode = folder.path().join("waxwing-data").join(file).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{file} can be read by others");
     }

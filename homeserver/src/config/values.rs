@@ -25,7 +25,6 @@ choices! {
     RoomListPublication {
         Everyone = "everyone",
         Administrators = "administrators",
-        Nobody = "nobody",
     }
     /// How log lines look.
     LogFormat {
