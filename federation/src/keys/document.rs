@@ -1,11 +1,11 @@
 use base64::Engine;
 use ruma::serde::Base64;
-use ruma::signatures::{PublicKeyMap, verify_json};
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName, SigningKeyAlgorithm};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use waxwing_rooms::sign::verify_json;
 
 use crate::canonical::canonical_object;
 use crate::ports::{ServerKeyRecord, StoredKey};
@@ -91,7 +91,7 @@ impl KeyDocument {
         let object = canonical_object(&json)?;
         let signed = keys.iter().any(|key| {
             let one = BTreeMap::from([(key.key_id.to_string(), Base64::new(key.key.clone()))]);
-            verify_json(&PublicKeyMap::from([(server.to_string(), one)]), &object).is_ok()
+            verify_json(&object, server, &one).is_ok()
         });
         if !signed {
             return Err(DocumentError::Signature);

@@ -1,10 +1,10 @@
 use futures_util::{FutureExt, StreamExt};
 use ruma::serde::Base64;
-use ruma::signatures::{PublicKeyMap, verify_json};
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use waxwing_rooms::sign::verify_json;
 
 use super::ring::KeyRing;
 use crate::canonical::canonical_object;
@@ -66,6 +66,5 @@ pub(super) fn signed_by(
     key: &[u8],
 ) -> bool {
     let one = BTreeMap::from([(id.to_string(), Base64::new(key.to_vec()))]);
-    canonical_object(json)
-        .is_ok_and(|object| verify_json(&PublicKeyMap::from([(server.to_string(), one)]), &object).is_ok())
+    canonical_object(json).is_ok_and(|object| verify_json(&object, server, &one).is_ok())
 }

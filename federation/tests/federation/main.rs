@@ -1,0 +1,10 @@
+//! The package's tests from the outside, in one binary: linking is what takes longest.
+
+mod https;
+mod inbound;
+mod keys;
+mod remote;
+mod sender;
+mod sim;
+mod timeline;
+mod tls_server;

@@ -1,0 +1,141 @@
+//! Real HTTPS servers on loopback, with certificates of a throw-away authority.
+
+use async_trait::async_trait;
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair as CertKey};
+use ruma::ServerName;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use waxwing_federation::discovery::{DiscoveryConfig, Ports};
+use waxwing_federation::net::{AddressPolicy, Dns, DnsError, Service};
+use waxwing_federation::transport::{HttpTransport, TransportConfig};
+use waxwing_model::Clock;
+
+/// A certificate authority.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, CertKey>,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, CertKey::generate().unwrap()).unwrap();
+        Authority { issuer }
+    }
+
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.issuer.der().clone()
+    }
+
+    fn acceptor(&self, name: &str) -> TlsAcceptor {
+        let key = CertKey::generate().unwrap();
+        let cert =
+            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Serves `app` with a certificate for `name`; gives the port.
+    pub async fn serve(&self, name: &str, app: Router) -> u16 {
+        self.serve_counting(name, app).await.0
+    }
+
+    /// The same, counting connections.
+    pub async fn serve_counting(&self, name: &str, app: Router) -> (u16, Arc<AtomicUsize>) {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let acceptor = self.acceptor(name);
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                let (acceptor, app) = (acceptor.clone(), app.clone());
+                tokio::spawn(async move {
+                    let Ok(tls) = acceptor.accept(tcp).await else { return };
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(tls), TowerToHyperService::new(app)).await;
+                });
+            }
+        });
+        (port, connections)
+    }
+}
+
+/// A name system made of two tables.
+#[derive(Default, Clone)]
+pub struct TestDns {
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
+    pub services: BTreeMap<String, Vec<Service>>,
+}
+
+impl TestDns {
+    /// All these names are this machine.
+    pub fn local(names: &[&str]) -> TestDns {
+        let here = vec!["127.0.0.1".parse().unwrap()];
+        TestDns {
+            addresses: names.iter().map(|name| ((*name).to_owned(), here.clone())).collect(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    pub fn service(mut self, name: &str, host: &str, port: u16) -> TestDns {
+        let service = Service { host: host.into(), port, priority: 0, weight: 0 };
+        self.services.entry(name.to_owned()).or_default().push(service);
+        self
+    }
+}
+
+#[async_trait]
+impl Dns for TestDns {
+    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, DnsError> {
+        self.addresses.get(name).cloned().ok_or_else(|| DnsError::NotFound(name.into()))
+    }
+
+    async fn services(&self, name: &str) -> Result<Vec<Service>, DnsError> {
+        self.services.get(name).cloned().ok_or_else(|| DnsError::NotFound(name.into()))
+    }
+}
+
+/// A transport that trusts the authority.
+pub fn transport(authority: &Authority, dns: TestDns, ports: Ports, allow_private: bool) -> HttpTransport {
+    transport_with_hosts(authority, dns, ports, allow_private, &[])
+}
+
+pub fn transport_with_hosts(
+    authority: &Authority,
+    dns: TestDns,
+    ports: Ports,
+    allow_private: bool,
+    hosts: &[(&str, String)],
+) -> HttpTransport {
+    let hosts = hosts.iter().map(|(name, place)| ((*name).try_into().unwrap(), place.clone())).collect();
+    let config = TransportConfig {
+        discovery: DiscoveryConfig { hosts, ports },
+        addresses: AddressPolicy { allow_private, allowed: Vec::new() },
+        extra_roots: vec![authority.root()],
+        user_agent: "test".into(),
+    };
+    HttpTransport::new(config, Arc::new(dns), Clock::System).unwrap()
+}
+
+pub fn server(name: &str) -> &ServerName {
+    name.try_into().unwrap()
+}
