@@ -303,9 +303,7 @@ pub trait Outbox: Send + Sync {
     /// Destinations of this node with waiting rows, those to be tried first first, at most `limit`. Asked at start and
     /// from time to time; between, [`crate::outbound::Sender::wake`] tells of new rows.
     async fn destinations_waiting(&self, limit: usize) -> PortResult<Vec<DestinationState>>;
-    /// What is remembered of one destination; `None` when this node may not send to it now.
-    async fn destination_load(&self, destination: &ServerName) -> PortResult<Option<DestinationState>>;
-    /// The batch that is open, or else the next one; `None` when nothing waits.
+    /// The batch that is open, or else the next one; `None` when nothing waits or another node owns the destination.
     async fn next_batch(&self, destination: &ServerName, limits: BatchLimits) -> PortResult<Option<Batch>>;
     /// The destination has accepted everything up to `upto`. Also forgets its failures.
     async fn batch_done(&self, destination: &ServerName, upto: i64) -> PortResult<()>;

@@ -161,7 +161,7 @@ mod tests {
 
     fn own(server: &str, old: Vec<OldKey>) -> OwnKeys {
         let key = Arc::new(KeyPair::from_seed([3; 32], "k").unwrap());
-        let identity = Identity { server: server.try_into().unwrap(), key };
+        let identity = Identity::new(server.try_into().unwrap(), key).unwrap();
         OwnKeys::new(identity, old)
     }
 

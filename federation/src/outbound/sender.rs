@@ -23,6 +23,8 @@ const MAX_PDUS: usize = 50;
 const MAX_EDUS: usize = 100;
 /// Of those, room kept for volatile ones, so that a long queue of to-device messages does not silence typing.
 const MAX_DURABLE_EDUS: usize = 80;
+/// Levels of nesting in an EDU; the transaction around it adds three.
+const MAX_EDU_DEPTH: usize = 100;
 /// Transactions to one destination before others get a turn.
 const TURN: usize = 20;
 /// The transaction being retried is kept in memory only while the wait is short: many dead destinations times 4 MB are
@@ -352,6 +354,8 @@ impl Inner {
             "a batch beyond its limits"
         );
         edus.extend(volatile);
+        // Nobody could read the transaction, nor could we sign it: it would block the queue for ever.
+        edus.retain(|edu| is_shallow(edu.get()));
         let transaction = Transaction {
             origin: &self.client.identity().server,
             origin_server_ts: self.clock.millis(),
@@ -381,6 +385,25 @@ impl Inner {
         let mut state = self.state.lock();
         state.destinations.get_mut(destination).is_some_and(|entry| std::mem::take(&mut entry.heard))
     }
+}
+
+/// Whether JSON is nested little enough to be read inside a transaction: JSON parsers stop at 128 levels or so.
+fn is_shallow(json: &str) -> bool {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest <= MAX_EDU_DEPTH
 }
 
 /// What a `429` asks for.

@@ -3,6 +3,7 @@
 mod https;
 mod inbound;
 mod keys;
+mod media;
 mod remote;
 mod sender;
 mod sim;

@@ -18,24 +18,26 @@ use waxwing_federation::ports::{Batch, BatchLimits, DestinationState, Outbox, Po
 /// Rows of numbers; each is a PDU.
 #[derive(Default)]
 struct Rows {
-    rows: Mutex<BTreeMap<OwnedServerName, Vec<i64>>>,
+    pdus: Mutex<BTreeMap<OwnedServerName, Vec<i64>>>,
     failures: Mutex<BTreeMap<OwnedServerName, DestinationState>>,
+    /// EDUs that go with every batch.
+    edus: Mutex<Vec<String>>,
 }
 
 impl Rows {
     fn push(&self, destination: &str, row: i64) {
-        self.rows.lock().entry(destination.try_into().unwrap()).or_default().push(row);
+        self.pdus.lock().entry(destination.try_into().unwrap()).or_default().push(row);
     }
 
     fn left(&self, destination: &str) -> usize {
-        self.rows.lock().get(name(destination)).map_or(0, Vec::len)
+        self.pdus.lock().get(name(destination)).map_or(0, Vec::len)
     }
 }
 
 #[async_trait]
 impl Outbox for Rows {
     async fn destinations_waiting(&self, _: usize) -> PortResult<Vec<DestinationState>> {
-        let rows = self.rows.lock();
+        let rows = self.pdus.lock();
         let failures = self.failures.lock();
         let waiting = rows.iter().filter(|(_, rows)| !rows.is_empty()).map(|(destination, _)| {
             failures.get(destination).cloned().unwrap_or(DestinationState {
@@ -48,22 +50,20 @@ impl Outbox for Rows {
         Ok(waiting.collect())
     }
 
-    async fn destination_load(&self, _: &ServerName) -> PortResult<Option<DestinationState>> {
-        Ok(None)
-    }
-
     async fn next_batch(&self, destination: &ServerName, limits: BatchLimits) -> PortResult<Option<Batch>> {
-        let rows = self.rows.lock();
+        let rows = self.pdus.lock();
         let Some(rows) = rows.get(destination).filter(|rows| !rows.is_empty()) else { return Ok(None) };
         let rows = &rows[..rows.len().min(limits.pdus)];
         let pdu = |row: &i64| Arc::from(RawValue::from_string(row.to_string()).unwrap());
         let upto = *rows.last().unwrap();
         let pdus = rows.iter().map(pdu).collect();
-        Ok(Some(Batch { txn_id: format!("t{upto}").into(), pdus, edus: Vec::new(), upto }))
+        let edu = |edu: &String| Arc::from(RawValue::from_string(edu.clone()).unwrap());
+        let edus = self.edus.lock().iter().map(edu).collect();
+        Ok(Some(Batch { txn_id: format!("t{upto}").into(), pdus, edus, upto }))
     }
 
     async fn batch_done(&self, destination: &ServerName, upto: i64) -> PortResult<()> {
-        self.rows.lock().get_mut(destination).unwrap().retain(|row| *row > upto);
+        self.pdus.lock().get_mut(destination).unwrap().retain(|row| *row > upto);
         self.failures.lock().remove(destination);
         Ok(())
     }
@@ -187,6 +187,21 @@ async fn the_same_transaction_is_repeated_until_it_is_accepted() {
     assert_eq!(sent[0], sent[1]);
     assert_eq!(sent[2].0, "t2");
     assert!(world.rows.failures.lock().is_empty());
+}
+
+#[tokio::test]
+async fn an_edu_that_nobody_could_read_does_not_block_the_others() {
+    let mut world = World::new(4);
+    let received = world.server("a.test", &Arc::new(AtomicBool::new(true)));
+    let deep = "[".repeat(120) + &"]".repeat(120);
+    world.rows.edus.lock().push(format!(r#"{{"edu_type":"m.x","content":{deep}}}"#));
+    world.rows.edus.lock().push(r#"{"edu_type":"m.y","content":{"float":1.5}}"#.to_owned());
+    world.rows.push("a.test", 1);
+    world.run();
+    until(|| world.rows.left("a.test") == 0).await;
+    let edus = received.lock()[0].1["edus"].clone();
+    assert_eq!(edus.as_array().unwrap().len(), 1);
+    assert_eq!(edus[0]["edu_type"], "m.y");
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ impl KeyStore for Keys {
 
 pub fn identity(name: &str, seed: u8) -> Identity {
     let key = KeyPair::from_seed([seed; 32], "k1").unwrap();
-    Identity { server: name.try_into().unwrap(), key: Arc::new(key) }
+    Identity::new(name.try_into().unwrap(), Arc::new(key)).unwrap()
 }
 
 /// Our side: a client and a key ring on the network.

@@ -35,7 +35,7 @@ impl Authority {
         self.issuer.der().clone()
     }
 
-    fn acceptor(&self, name: &str) -> TlsAcceptor {
+    fn acceptor(&self, name: &str, protocols: &[&str]) -> TlsAcceptor {
         let key = CertKey::generate().unwrap();
         let cert =
             CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
@@ -47,7 +47,7 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], key)
             .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
 
@@ -58,11 +58,20 @@ impl Authority {
 
     /// The same, counting connections.
     pub async fn serve_counting(&self, name: &str, app: Router) -> (u16, Arc<AtomicUsize>) {
+        self.serve_speaking(name, app, &["h2", "http/1.1"]).await
+    }
+
+    /// The same by a server that knows nothing of HTTP/2.
+    pub async fn serve_http1(&self, name: &str, app: Router) -> u16 {
+        self.serve_speaking(name, app, &["http/1.1"]).await.0
+    }
+
+    async fn serve_speaking(&self, name: &str, app: Router, protocols: &[&str]) -> (u16, Arc<AtomicUsize>) {
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&connections);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let acceptor = self.acceptor(name);
+        let acceptor = self.acceptor(name, protocols);
         tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
