@@ -11,6 +11,7 @@ mod rooms;
 
 pub use media::{MediaError, RemoteMedia, ThumbnailQuery};
 pub use membership::{InviteRequest, SendJoin, Template};
+pub use multipart::MultipartError;
 pub(crate) use queries::KeyCriteria;
 pub use rooms::{StateIds, WholeState};
 

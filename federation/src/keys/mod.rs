@@ -9,4 +9,4 @@ mod ring;
 pub use document::{DocumentError, KeyDocument, ServerKeys};
 pub use notary::{NotaryQuery, answer_notary_query};
 pub use own::{OldKey, OwnKeys};
-pub use ring::{EventKeyRule, KeyBook, KeyMap, KeyNeeds, KeyRing, KeyRingConfig};
+pub use ring::{KeyBook, KeyMap, KeyNeeds, KeyRing, KeyRingConfig};

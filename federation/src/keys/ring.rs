@@ -35,15 +35,6 @@ pub type KeyNeeds = BTreeMap<OwnedServerName, BTreeMap<OwnedServerSigningKeyId, 
 /// Public keys by server and key id, as verification wants them.
 pub type KeyMap = BTreeMap<String, BTreeMap<String, Base64>>;
 
-/// Whether a key has to count at the time at which the event says that it was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKeyRule {
-    /// Room versions 1 to 4: any known key.
-    AnyTime,
-    /// From room version 5 on.
-    ValidWhenSent,
-}
-
 /// What the key ring is told by the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct KeyRingConfig {
