@@ -142,14 +142,15 @@ pub struct TemplateRequest {
     pub user_id: OwnedUserId,
     /// `join`, `leave` or `knock`.
     pub membership: &'static str,
-    /// More content, such as the display name; never replaces what the template says.
+    /// The rest of the content, such as the display name. The template decides none of it.
     pub content: CanonicalJsonObject,
     /// When it is sent.
     pub origin_server_ts: MilliSecondsSinceUnixEpoch,
 }
 
 /// Completes a remote server's template: checks that it is the membership event that we asked for, and hashes and
-/// signs it. Fields that no PDU has are dropped, so that a template can't make us sign anything else.
+/// signs it. Its place in the graph and who lets the user in is for the resident server to say. All else in it is
+/// dropped, or a stranger could put words into our user's mouth.
 pub fn finish_template(
     template: &RawValue,
     request: TemplateRequest,
@@ -158,6 +159,7 @@ pub fn finish_template(
 ) -> Result<Event, BuildError> {
     const KEPT: [&str; 8] =
         ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
+    const KEPT_CONTENT: [&str; 2] = ["membership", "join_authorised_via_users_server"];
     let rules = rules_or_unknown(&request.version)?;
     let mut object = canonical_object(template.get())?;
     object.retain(|field, _| KEPT.contains(&field.as_str()));
@@ -177,9 +179,8 @@ pub fn finish_template(
     if content.get("membership").and_then(CanonicalJsonValue::as_str) != Some(request.membership) {
         return Err(BuildError::Template("of another membership"));
     }
-    for (field, value) in request.content {
-        content.entry(field).or_insert(value);
-    }
+    content.retain(|field, _| KEPT_CONTENT.contains(&field.as_str()));
+    content.extend(request.content.into_iter().filter(|(field, _)| !KEPT_CONTENT.contains(&field.as_str())));
     object.insert("origin_server_ts".to_owned(), request.origin_server_ts.get().into());
     object.insert("origin".to_owned(), server.as_str().into());
     give_random_id(&mut object, rules, server);

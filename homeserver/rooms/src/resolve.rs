@@ -270,6 +270,9 @@ impl Conflict<'_> {
         }
         used.extend(full);
         let known: HashSet<&EventId> = used.into_iter().filter(|id| self.is_usable(id)).collect();
+        if self.has_circle(&known) {
+            return Err(Need::Impossible("power levels that authorise themselves".to_owned()));
+        }
         let views = known.iter().filter_map(|id| self.view(id, &known)).collect();
         Ok((views, agreed))
     }
@@ -301,6 +304,33 @@ impl Conflict<'_> {
                 }
             }
         }
+    }
+
+    /// Whether some power levels lead back to themselves: ruma would follow them for ever. No hash can be in its own
+    /// input, but in room versions 1 and 2 senders choose the ids of their events.
+    fn has_circle(&self, known: &HashSet<&EventId>) -> bool {
+        let levels = |id: &&EventId| {
+            let judged = self.loaded.event(id);
+            judged.is_some_and(|judged| judged.event.is_state_of(&StateEventType::RoomPowerLevels, ""))
+        };
+        let mut ending: HashSet<&EventId> = HashSet::new();
+        for start in known {
+            let mut line: HashSet<&EventId> = HashSet::new();
+            let mut next = Some(*start);
+            while let Some(id) = next
+                && !ending.contains(id)
+            {
+                if !line.insert(id) {
+                    return true;
+                }
+                let auth_events = self.loaded.event(id).map(|judged| &judged.event.auth_events);
+                let mut usable =
+                    auth_events.into_iter().flatten().map(|id| &**id).filter(|id| known.contains(id));
+                next = usable.find(levels);
+            }
+            ending.extend(line);
+        }
+        false
     }
 
     /// An event without a state key has no business in an auth chain; ruma would give up on it.

@@ -267,7 +267,11 @@ fn templates_are_finished_only_for_what_was_asked() {
         let bob: OwnedUserId = "@bob:there".try_into().unwrap();
         let ask = EventDraft {
             sender: bob.clone(),
-            ..draft(Kind::RoomMember, r#"{"membership":"join"}"#, Some("@bob:there"))
+            ..draft(
+                Kind::RoomMember,
+                r#"{"membership":"join","displayname":"Mallory","body":"words"}"#,
+                Some("@bob:there"),
+            )
         };
         let template = draft_without_signing(ask, &room.context).unwrap();
         let request = TemplateRequest {
@@ -281,7 +285,9 @@ fn templates_are_finished_only_for_what_was_asked() {
         let there = server_name!("there");
         let join = finish_template(&template, request.clone(), there, &room.key).unwrap();
         assert_eq!(join.content_str("membership").unwrap(), "join");
+        // The resident server does not decide what the user says.
         assert_eq!(join.content_str("displayname").unwrap(), "Bob");
+        assert!(join.content_str("body").is_none());
         check_state_independent(&join, &version, |id| room.fetch(id, false)).unwrap();
         check_state_dependent(&join, &version, &room.context.state).unwrap();
 

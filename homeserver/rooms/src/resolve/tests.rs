@@ -147,6 +147,23 @@ fn events_that_do_not_exist_are_left_out() {
 }
 
 #[test]
+fn power_levels_that_authorise_themselves_end_the_resolution() {
+    let mut room = Room::new(RoomVersionId::V2);
+    let levels = room.levels(&[(BOB, 50)]);
+    room.add(("round", fixtures::ALICE, "m.room.power_levels", "", 9, levels.clone(), "create alice about"));
+    room.add(("about", fixtures::ALICE, "m.room.power_levels", "", 9, levels, "create alice round"));
+    room.add(("topic_under", fixtures::ALICE, "m.room.topic", "", 9, json!({}), "create alice about"));
+    let mut loaded = Loaded::new();
+    for event in room.events.values() {
+        loaded.insert(event.clone(), false);
+    }
+    for states in [["topic_under", "topic_by_bob"], ["round", "about"]] {
+        let states = states.map(|names| room.after(names));
+        assert!(matches!(resolve(&room.version, &states, &loaded), Err(Need::Impossible(_))));
+    }
+}
+
+#[test]
 fn refuses_unknown_versions_and_too_many_states() {
     let one = |n: usize| StateMap::from([(("t".into(), String::new()), id(&format!("e{n}")))]);
     let unknown = resolve(&"org.example.unknown".try_into().unwrap(), &[one(1), one(2)], &Loaded::new());
