@@ -150,9 +150,9 @@ fn events_that_do_not_exist_are_left_out() {
 fn power_levels_that_authorise_themselves_end_the_resolution() {
     let mut room = Room::new(RoomVersionId::V2);
     let levels = room.levels(&[(BOB, 50)]);
-    room.add(("round", fixtures::ALICE, "m.room.power_levels", "", 9, levels.clone(), "create alice about"));
-    room.add(("about", fixtures::ALICE, "m.room.power_levels", "", 9, levels, "create alice round"));
-    room.add(("topic_under", fixtures::ALICE, "m.room.topic", "", 9, json!({}), "create alice about"));
+    room.add(("round", ALICE, "m.room.power_levels", "", 9, levels.clone(), "create alice about"));
+    room.add(("about", ALICE, "m.room.power_levels", "", 9, levels, "create alice round"));
+    room.add(("topic_under", ALICE, "m.room.topic", "", 9, json!({}), "create alice about"));
     let mut loaded = Loaded::new();
     for event in room.events.values() {
         loaded.insert(event.clone(), false);
