@@ -14,12 +14,14 @@ mod group;
 mod log;
 mod members;
 mod migrate;
+mod one_time_keys;
 mod queues;
 mod rooms;
 mod sql;
 mod state;
 mod store;
 mod tail;
+mod to_device;
 mod tx;
 
 pub use engine::{Conn, Engine};
@@ -27,6 +29,7 @@ pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
 pub use log::{Fact, LogRow, NewRow};
 pub use members::MemberRow;
+pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use rooms::RoomRow;
 pub use state::StateReader;
 pub use store::Store;
@@ -39,7 +42,9 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("events", events::STATEMENTS),
     ("log", log::STATEMENTS),
     ("members", members::STATEMENTS),
+    ("one_time_keys", one_time_keys::STATEMENTS),
     ("queues", queues::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
     ("state", state::STATEMENTS),
+    ("to_device", to_device::STATEMENTS),
 ];
