@@ -193,6 +193,7 @@ impl Conn {
 impl crate::Tx {
     /// Replaces a stored event by its redacted form. The caller appends [`crate::Fact::EventChanged`].
     pub async fn event_redact(&mut self, redacted: &Event, by: &EventId) -> StoreResult<()> {
+        self.event_changed(&redacted.event_id);
         let conn = self.writing().await?;
         on_engine!(conn, |c| sqlx::query(SET_REDACTED)
             .bind(redacted.event_id.as_str())
@@ -206,6 +207,7 @@ impl crate::Tx {
 
     /// Changes the verdict of a stored event. The caller appends [`crate::Fact::EventChanged`].
     pub async fn event_set_flags(&mut self, id: &EventId, flags: EventFlags) -> StoreResult<()> {
+        self.event_changed(id);
         let conn = self.writing().await?;
         on_engine!(conn, |c| sqlx::query(SET_FLAGS)
             .bind(id.as_str())

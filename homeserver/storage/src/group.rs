@@ -80,7 +80,7 @@ type Answers = Vec<Result<Answer, StoreError>>;
 async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answers> {
     let mut conn = inner.pools.writer().await?;
     conn.execute(crate::dialect::begin(conn.engine())).await?;
-    let mut tx = Tx::new(conn, Arc::clone(&inner.nodes), inner.tail.head().0);
+    let mut tx = Tx::new(conn, Arc::clone(&inner.nodes), Arc::clone(&inner.events), inner.tail.head().0);
     let done = match run_members(&mut tx, jobs).await {
         Ok(answers) => match flush(&mut tx).await {
             Ok(written) => tx.conn.execute("COMMIT").await.map(|()| (answers, written)),

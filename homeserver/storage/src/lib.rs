@@ -5,6 +5,7 @@
 //!
 //! What it does not do: decide. It knows no authorisation, no protocol rules and no network.
 
+mod aliases;
 mod bus;
 mod dialect;
 mod engine;
@@ -39,6 +40,7 @@ pub use tx::{Place, Slot, TransactionKey, Tx};
 /// Every statement, by file: a test prepares each on both engines.
 #[doc(hidden)]
 pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
+    ("aliases", aliases::STATEMENTS),
     ("events", events::STATEMENTS),
     ("log", log::STATEMENTS),
     ("members", members::STATEMENTS),

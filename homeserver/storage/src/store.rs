@@ -25,8 +25,11 @@ const EVENT_CACHE_ITEMS: usize = 50_000;
 /// Rows read at once when this node has to catch up with the log.
 const CATCH_UP_ROWS: i64 = 1000;
 
+/// Events by id, as long as there is room for them.
+pub(crate) type EventCache = Cache<OwnedEventId, Arc<StoredEvent>, EventWeight>;
+
 #[derive(Clone)]
-struct EventWeight;
+pub(crate) struct EventWeight;
 
 impl Weighter<OwnedEventId, Arc<StoredEvent>> for EventWeight {
     fn weight(&self, _: &OwnedEventId, stored: &Arc<StoredEvent>) -> u64 {
@@ -38,7 +41,7 @@ pub(crate) struct Inner {
     pub pools: Pools,
     pub tail: Tail,
     pub nodes: Arc<NodeCache>,
-    events: Cache<OwnedEventId, Arc<StoredEvent>, EventWeight>,
+    pub events: Arc<EventCache>,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
 }
@@ -64,7 +67,7 @@ impl Store {
             pools,
             tail: Tail::new(head),
             nodes: Arc::new(NodeCache::new()),
-            events: Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight),
+            events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
             publishing: Mutex::new(()),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);

@@ -7,8 +7,9 @@ use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
+use crate::store::EventCache;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use waxwing_model::Event;
@@ -115,6 +116,9 @@ pub struct Tx {
     /// Events of this group by id: an index into `buffers.events`.
     new_events: HashMap<OwnedEventId, usize>,
     pub(crate) nodes: Arc<NodeCache>,
+    events: Arc<EventCache>,
+    /// Events that this group changed: the cache still has them as they were.
+    changed: HashSet<OwnedEventId>,
     head: i64,
     savepoint: bool,
     marks: Marks,
@@ -134,13 +138,15 @@ impl DerefMut for Tx {
 }
 
 impl Tx {
-    pub(crate) fn new(conn: Conn, nodes: Arc<NodeCache>, head: i64) -> Tx {
+    pub(crate) fn new(conn: Conn, nodes: Arc<NodeCache>, events: Arc<EventCache>, head: i64) -> Tx {
         Tx {
             conn,
             buffers: Buffers::default(),
             rooms: BTreeMap::new(),
             new_events: HashMap::new(),
             nodes,
+            events,
+            changed: HashSet::new(),
             head,
             savepoint: false,
             marks: Marks([0; 7]),
@@ -275,11 +281,24 @@ impl Tx {
                         redacted_by: None,
                     }));
                 }
-                None => missing.push(id.clone()),
+                None => match self.events.get(id).filter(|_| !self.changed.contains(id)) {
+                    Some(stored) => known.push(stored),
+                    None => missing.push(id.clone()),
+                },
             }
         }
-        known.extend(self.conn.events_load(&missing).await?);
+        for stored in self.conn.events_load(&missing).await? {
+            if !self.changed.contains(&stored.event.event_id) {
+                self.events.insert(stored.event.event_id.clone(), Arc::clone(&stored));
+            }
+            known.push(stored);
+        }
         Ok(known)
+    }
+
+    /// The event is not as the cache has it any more.
+    pub(crate) fn event_changed(&mut self, id: &ruma::EventId) {
+        self.changed.insert(id.to_owned());
     }
 
     /// Keeps the answer of a request that may be repeated.

@@ -1,0 +1,195 @@
+//! What follows from an event that became part of a room: memberships, redactions, who must be told.
+
+use super::append::state_events;
+use super::error::TimelineError;
+use crate::Core;
+use ruma::events::{StateEventType, TimelineEventType};
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomVersionId, UserId};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use waxwing_model::{Event, state_key};
+use waxwing_rooms::state_tree::NodeId;
+use waxwing_rooms::{PowerLevels, parse, redact};
+use waxwing_storage::{Fact, MemberRow, NewRow, RoomRow, StoredEvent, Tx};
+
+/// The row that announces an event: `user` is whose membership it changes.
+pub(crate) fn log_row(event: &Event) -> NewRow {
+    let row = NewRow::new(Fact::Event).room(event.room_id.clone()).reference(event.event_id.as_str());
+    match member_target(event) {
+        Some(user) => row.user(user),
+        None => row,
+    }
+}
+
+/// Whose membership the event changes.
+pub(crate) fn member_target(event: &Event) -> Option<OwnedUserId> {
+    if event.kind != TimelineEventType::RoomMember {
+        return None;
+    }
+    event.state_key.as_deref().and_then(|key| UserId::parse(key).ok())
+}
+
+#[derive(Deserialize)]
+struct RelatesTo {
+    #[serde(rename = "m.relates_to")]
+    relates_to: Option<Relation>,
+}
+
+#[derive(Deserialize)]
+struct Relation {
+    rel_type: Option<String>,
+    event_id: Option<OwnedEventId>,
+}
+
+/// The event that this one relates to, and how.
+pub(crate) fn relation(event: &Event) -> Option<(OwnedEventId, String)> {
+    if event.is_state() {
+        return None;
+    }
+    let relation = event.content_as::<RelatesTo>().ok()?.relates_to?;
+    Some((relation.event_id?, relation.rel_type?))
+}
+
+/// Facts of the room's row that follow from an event of its state.
+pub(crate) fn room_flags(row: &mut RoomRow, event: &Event) {
+    if event.is_state_of(&StateEventType::RoomEncryption, "") && event.content_str("algorithm").is_some() {
+        row.encrypted = true;
+    }
+}
+
+#[derive(Deserialize, Default)]
+struct MemberContent {
+    #[serde(default)]
+    membership: Option<String>,
+    #[serde(default)]
+    displayname: Option<serde_json::Value>,
+    #[serde(default)]
+    avatar_url: Option<serde_json::Value>,
+}
+
+/// The membership row that a member event says.
+pub(crate) fn member_row(event: &Event) -> Option<MemberRow> {
+    let user_id = member_target(event)?;
+    let content: MemberContent = event.content_as().unwrap_or_default();
+    let text = |value: Option<serde_json::Value>| value.and_then(|value| value.as_str().map(str::to_owned));
+    Some(MemberRow {
+        room_id: event.room_id.clone(),
+        user_id,
+        membership: content.membership?,
+        event_id: event.event_id.clone(),
+        sender: event.sender.clone(),
+        sn: 0,
+        display_name: text(content.displayname),
+        avatar_url: text(content.avatar_url),
+        stripped: None,
+        forgotten: false,
+    })
+}
+
+/// Keeps the tables that are derived from events in step with an accepted event at the end of the room.
+pub(crate) async fn apply(
+    core: &Core,
+    tx: &mut Tx,
+    version: &RoomVersionId,
+    state_after: NodeId,
+    event: &Arc<Event>,
+) -> Result<(), TimelineError> {
+    if let Some(row) = member_row(event) {
+        let local = core.is_local(&row.user_id);
+        tx.member_save(&row, local).await?;
+    }
+    if event.kind == TimelineEventType::RoomRedaction && !event.is_state() {
+        redaction(tx, version, state_after, event).await?;
+    }
+    Ok(())
+}
+
+/// Applies a redaction to its target, or keeps it until the target is here.
+pub(crate) async fn redaction(
+    tx: &mut Tx,
+    version: &RoomVersionId,
+    root: NodeId,
+    redaction: &Event,
+) -> Result<(), TimelineError> {
+    let Some(target_id) = parse::redaction_target(redaction, version) else { return Ok(()) };
+    let Some(target) = tx.events_known(std::slice::from_ref(&target_id)).await?.pop() else {
+        tx.pending_redaction_add(&redaction.room_id, &target_id, &redaction.event_id).await?;
+        return Ok(());
+    };
+    redact_target(tx, version, root, redaction, &target).await
+}
+
+/// Applies a redaction to a target that is here, if it may.
+pub(crate) async fn redact_target(
+    tx: &mut Tx,
+    version: &RoomVersionId,
+    root: NodeId,
+    redaction: &Event,
+    target: &StoredEvent,
+) -> Result<(), TimelineError> {
+    if target.redacted_by.is_some() || target.event.kind == TimelineEventType::RoomRedaction && target.flags.outlier {
+        return Ok(());
+    }
+    let Some(power) = power_at(tx, version, root).await? else { return Ok(()) };
+    if !redact::may_apply(redaction, &target.event, &power, version) {
+        return Ok(());
+    }
+    let redacted = redact::redact_event(&target.event, version, None)
+        .map_err(|error| TimelineError::Internal(error.to_string()))?;
+    tx.event_redact(&redacted, &redaction.event_id).await?;
+    let row = NewRow::new(Fact::EventChanged)
+        .room(redacted.room_id.clone())
+        .reference(redacted.event_id.as_str())
+        .data("redacted");
+    tx.log_append(row);
+    Ok(())
+}
+
+/// The power levels in the state at `root`.
+pub(crate) async fn power_at(
+    tx: &mut Tx,
+    version: &RoomVersionId,
+    root: NodeId,
+) -> Result<Option<PowerLevels>, TimelineError> {
+    let create = state_key(StateEventType::RoomCreate, "");
+    let levels = state_key(StateEventType::RoomPowerLevels, "");
+    let state = state_events(tx, root, &[create.clone(), levels.clone()]).await?;
+    let Some(create) = state.get(&create) else { return Ok(None) };
+    let levels = state.get(&levels).map(|event| &**event);
+    Ok(Some(PowerLevels::new(create, levels, version)?))
+}
+
+/// The other servers that must get an event of ours: those in the room before it.
+pub(crate) async fn destinations(
+    core: &Core,
+    tx: &mut Tx,
+    event: &Event,
+) -> Result<BTreeSet<OwnedServerName>, TimelineError> {
+    if !core.settings.federation {
+        return Ok(BTreeSet::new());
+    }
+    let mut servers: BTreeSet<OwnedServerName> = tx.servers_in(&event.room_id).await?.into_iter().collect();
+    servers.remove(&core.server_name);
+    Ok(servers)
+}
+
+/// And those that it brings in or puts out: the server of the user whose membership changes, except when the change
+/// has another way to it (an invitation).
+pub(crate) async fn and_after(
+    core: &Core,
+    _tx: &mut Tx,
+    event: &Event,
+    mut servers: BTreeSet<OwnedServerName>,
+) -> Result<BTreeSet<OwnedServerName>, TimelineError> {
+    if !core.settings.federation {
+        return Ok(servers);
+    }
+    if let Some(row) = member_row(event)
+        && !core.is_local(&row.user_id)
+        && row.membership != "invite"
+    {
+        servers.insert(row.user_id.server_name().to_owned());
+    }
+    Ok(servers)
+}

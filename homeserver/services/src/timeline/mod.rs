@@ -1,0 +1,60 @@
+//! Rooms as they grow: sending, creating, membership, and taking in what other servers send.
+
+mod append;
+mod check;
+mod create;
+mod effects;
+mod error;
+mod membership;
+mod send;
+
+pub use append::Draft;
+pub use create::{CreateRoom, Preset};
+pub use error::TimelineError;
+pub use membership::{MembershipChange, Target};
+pub use send::Repeatable;
+
+use crate::Core;
+use ruma::{OwnedUserId, RoomId};
+use waxwing_rooms::sealed::{Plaintext, SealPolicy};
+
+/// Who asks for an event.
+#[derive(Clone, Debug)]
+pub struct Author {
+    /// The user.
+    pub user: OwnedUserId,
+    /// The application service that speaks for the user.
+    pub appservice: Option<String>,
+}
+
+impl Author {
+    /// A user that speaks for itself.
+    pub fn new(user: impl Into<OwnedUserId>) -> Author {
+        Author { user: user.into(), appservice: None }
+    }
+}
+
+/// The rooms of this server.
+#[derive(Clone)]
+pub struct Timeline {
+    pub(crate) core: Core,
+}
+
+impl Timeline {
+    /// Over the database of `core`.
+    pub fn new(core: Core) -> Timeline {
+        Timeline { core }
+    }
+
+    /// What sealing demands of this author in this room.
+    pub(crate) fn seal_policy(&self, room: &RoomId, author: &Author) -> SealPolicy {
+        let plaintext = &self.core.settings.plaintext;
+        let excepted = plaintext.accept
+            || plaintext.rooms.iter().any(|other| other == room)
+            || author.appservice.as_ref().is_some_and(|id| plaintext.appservices.contains(id));
+        SealPolicy {
+            plaintext: if excepted { Plaintext::Accept } else { Plaintext::Refuse },
+            ..SealPolicy::default()
+        }
+    }
+}
