@@ -4,5 +4,6 @@
 //! There is no bag of all services: each takes what it needs in its `new`.
 
 mod core;
+pub mod timeline;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};

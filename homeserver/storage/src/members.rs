@@ -22,6 +22,7 @@ statements! {
     SHARED = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' AND b.user_id IN ($list)";
     SHARING_SERVERS = "SELECT DISTINCT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
     MUTUAL = "SELECT a.room_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.user_id = $2 AND b.membership = 'join' ORDER BY a.room_id";
+    MEMBER_PROFILE = "SELECT field, value FROM profiles WHERE user_id = $1 AND field IN ('displayname', 'avatar_url')";
     ALL_LOCAL_JOINED = "SELECT room_id, user_id FROM members WHERE local AND membership = 'join'";
 }
 
@@ -178,6 +179,11 @@ impl Conn {
             .bind(other.as_str())
             .fetch_all(c)
             .await)?))
+    }
+
+    /// The fields of a user's profile that go into its member events; values are JSON.
+    pub async fn member_profile(&mut self, user: &UserId) -> StoreResult<Vec<(String, String)>> {
+        Ok(on_engine!(self, |c| sqlx::query_as(MEMBER_PROFILE).bind(user.as_str()).fetch_all(c).await)?)
     }
 
     /// Every (room, joined user of this server): what a fold over the log starts from.

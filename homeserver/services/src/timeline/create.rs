@@ -280,7 +280,6 @@ fn power_levels(
         "events_default": 0,
         "state_default": 50,
         "ban": 50, "kick": 50, "redact": 50, "invite": 0,
-        "historical": 100,
     }) {
         Value::Object(levels) => levels,
         _ => Map::new(),

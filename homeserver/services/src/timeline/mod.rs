@@ -5,17 +5,24 @@ mod check;
 mod create;
 mod effects;
 mod error;
+mod invite;
+mod join;
 mod membership;
+mod persist;
+mod port;
+mod resolve;
 mod send;
 
 pub use append::Draft;
 pub use create::{CreateRoom, Preset};
 pub use error::TimelineError;
-pub use membership::{MembershipChange, Target};
+pub use join::JoinRoom;
+pub use membership::Removal;
 pub use send::Repeatable;
 
 use crate::Core;
 use ruma::{OwnedUserId, RoomId};
+use waxwing_federation::remote::RemoteMemberships;
 use waxwing_rooms::sealed::{Plaintext, SealPolicy};
 
 /// Who asks for an event.
@@ -38,12 +45,14 @@ impl Author {
 #[derive(Clone)]
 pub struct Timeline {
     pub(crate) core: Core,
+    pub(crate) remote: Option<RemoteMemberships>,
 }
 
 impl Timeline {
-    /// Over the database of `core`.
-    pub fn new(core: Core) -> Timeline {
-        Timeline { core }
+    /// Over the database of `core`; `remote` makes memberships in rooms that only other servers are in (none without
+    /// federation).
+    pub fn new(core: Core, remote: Option<RemoteMemberships>) -> Timeline {
+        Timeline { core, remote }
     }
 
     /// What sealing demands of this author in this room.
