@@ -177,18 +177,14 @@ mod tests {
 
     #[test]
     fn reads_both_forms_of_references_and_redacts() {
-        let old = raw(
-            r#"{"type":"m.room.redaction","sender":"@a:x","origin_server_ts":1,"depth":2,
-            "prev_events":[["$p:x",{"sha256":"h"}]],"auth_events":[],"redacts":"$t:x","content":{}}"#,
-        );
+        let old = raw(r#"{"type":"m.room.redaction","sender":"@a:x","origin_server_ts":1,"depth":2,
+            "prev_events":[["$p:x",{"sha256":"h"}]],"auth_events":[],"redacts":"$t:x","content":{}}"#);
         let event = Event::parse("$e:x".try_into().unwrap(), "!r:x".try_into().unwrap(), old).unwrap();
         assert_eq!(event.prev_events[0], "$p:x");
         assert_eq!(event.redacts.as_deref().unwrap(), "$t:x");
 
-        let new = raw(
-            r#"{"type":"m.room.redaction","sender":"@a:x","origin_server_ts":1,"depth":2,
-            "prev_events":["$p"],"auth_events":["$q"],"content":{"redacts":"$t"}}"#,
-        );
+        let new = raw(r#"{"type":"m.room.redaction","sender":"@a:x","origin_server_ts":1,"depth":2,
+            "prev_events":["$p"],"auth_events":["$q"],"content":{"redacts":"$t"}}"#);
         let event = Event::parse("$e".try_into().unwrap(), "!r".try_into().unwrap(), new).unwrap();
         assert_eq!((event.prev_events[0].as_str(), event.auth_events[0].as_str()), ("$p", "$q"));
         assert_eq!(event.redacts.unwrap(), "$t");
@@ -196,7 +192,9 @@ mod tests {
 
     #[test]
     fn refuses_a_pdu_without_sender() {
-        let json = raw(r#"{"type":"m","origin_server_ts":1,"depth":2,"prev_events":[],"auth_events":[],"content":{}}"#);
+        let json = raw(
+            r#"{"type":"m","origin_server_ts":1,"depth":2,"prev_events":[],"auth_events":[],"content":{}}"#,
+        );
         assert!(Event::parse("$e".try_into().unwrap(), "!r".try_into().unwrap(), json).is_err());
     }
 }

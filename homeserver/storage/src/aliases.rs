@@ -56,7 +56,12 @@ impl Conn {
 
 impl crate::Tx {
     /// Makes an alias. Returns whether it was free.
-    pub async fn alias_save(&mut self, alias: &RoomAliasId, room: &RoomId, creator: &UserId) -> StoreResult<bool> {
+    pub async fn alias_save(
+        &mut self,
+        alias: &RoomAliasId,
+        room: &RoomId,
+        creator: &UserId,
+    ) -> StoreResult<bool> {
         let conn = self.writing().await?;
         let made = on_engine!(conn, |c| sqlx::query(SAVE)
             .bind(alias.as_str())

@@ -100,7 +100,11 @@ pub(crate) async fn state_events(
 }
 
 /// What a new event of the room follows and is authorised by.
-pub(crate) async fn context(tx: &mut Tx, row: &RoomRow, draft: &EventDraft) -> Result<RoomContext, TimelineError> {
+pub(crate) async fn context(
+    tx: &mut Tx,
+    row: &RoomRow,
+    draft: &EventDraft,
+) -> Result<RoomContext, TimelineError> {
     let keys = auth::state_to_load(
         &draft.kind,
         &draft.sender,

@@ -18,9 +18,7 @@ pub(crate) async fn state_content(core: &Core, room: &RoomId, draft: &Draft) -> 
     match draft.kind {
         TimelineEventType::RoomCanonicalAlias => aliases(core, room, &content).await,
         TimelineEventType::RoomPowerLevels => power_levels(&content),
-        TimelineEventType::RoomCreate => {
-            Err(TimelineError::Forbidden("a room is created once".to_owned()))
-        }
+        TimelineEventType::RoomCreate => Err(TimelineError::Forbidden("a room is created once".to_owned())),
         _ => Ok(()),
     }
 }
@@ -39,7 +37,9 @@ async fn aliases(core: &Core, room: &RoomId, content: &Map<String, Value>) -> Re
             for alias in all {
                 match alias.as_str() {
                     Some(alias) => named.push(alias),
-                    None => return Err(TimelineError::InvalidParam("alt_aliases must be strings".to_owned())),
+                    None => {
+                        return Err(TimelineError::InvalidParam("alt_aliases must be strings".to_owned()));
+                    }
                 }
             }
         }

@@ -4,9 +4,7 @@ use super::append::{Draft, append, append_create, raw};
 use super::error::TimelineError;
 use super::{Author, Timeline};
 use ruma::events::TimelineEventType;
-use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId,
-};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -68,7 +66,8 @@ impl Timeline {
     /// [`TimelineError::UnsupportedVersion`], [`TimelineError::RoomInUse`] for a taken alias,
     /// [`TimelineError::InvalidRoomState`] when the parameters contradict the room's rules.
     pub async fn create_room(&self, wanted: CreateRoom) -> Result<OwnedRoomId, TimelineError> {
-        let version = wanted.version.clone().unwrap_or_else(|| self.core.settings.default_room_version.clone());
+        let version =
+            wanted.version.clone().unwrap_or_else(|| self.core.settings.default_room_version.clone());
         if version::rules(&version).is_none() {
             return Err(TimelineError::UnsupportedVersion(version.to_string()));
         }
@@ -103,7 +102,8 @@ impl Plan {
         let creator = wanted.author.user.clone();
         let create = create_content(&wanted, &version)?;
         let is_space = create.get("type").and_then(Value::as_str) == Some("m.space");
-        let hashed = version::rules(&version).is_some_and(|r| r.authorization.room_create_event_id_as_room_id);
+        let hashed =
+            version::rules(&version).is_some_and(|r| r.authorization.room_create_event_id_as_room_id);
         let room_id = if hashed {
             None
         } else {
@@ -120,7 +120,12 @@ impl Plan {
         }
         preset_state(&mut state, wanted.preset, &wanted)?;
         let sealed = !timeline.core.settings.plaintext.accept && !is_space;
-        if sealed && !wanted.initial_state.iter().any(|(kind, key, _)| kind == "m.room.encryption" && key.is_empty()) {
+        if sealed
+            && !wanted
+                .initial_state
+                .iter()
+                .any(|(kind, key, _)| kind == "m.room.encryption" && key.is_empty())
+        {
             state.set("m.room.encryption", "", &json!({ "algorithm": "m.megolm.v1.aes-sha2" }))?;
         }
         for (kind, key, content) in &wanted.initial_state {
@@ -213,15 +218,16 @@ impl StatePlan {
 }
 
 fn has_algorithm(content: &RawValue) -> bool {
-    serde_json::from_str::<Map<String, Value>>(content.get())
-        .is_ok_and(|content| content.get("algorithm").is_some_and(|name| name.as_str().is_some_and(|n| !n.is_empty())))
+    serde_json::from_str::<Map<String, Value>>(content.get()).is_ok_and(|content| {
+        content.get("algorithm").is_some_and(|name| name.as_str().is_some_and(|n| !n.is_empty()))
+    })
 }
 
 fn create_content(wanted: &CreateRoom, version: &RoomVersionId) -> Result<Map<String, Value>, TimelineError> {
     let mut content = wanted.creation_content.clone();
     content.insert("room_version".to_owned(), version.as_str().into());
-    let rules = version::rules(version)
-        .ok_or_else(|| TimelineError::UnsupportedVersion(version.to_string()))?;
+    let rules =
+        version::rules(version).ok_or_else(|| TimelineError::UnsupportedVersion(version.to_string()))?;
     if rules.authorization.use_room_create_sender {
         content.remove("creator");
     } else {
@@ -231,7 +237,9 @@ fn create_content(wanted: &CreateRoom, version: &RoomVersionId) -> Result<Map<St
         let mut more: Vec<Value> = match content.get("additional_creators") {
             None => Vec::new(),
             Some(Value::Array(users)) => users.clone(),
-            Some(_) => return Err(TimelineError::InvalidParam("additional_creators must be a list".to_owned())),
+            Some(_) => {
+                return Err(TimelineError::InvalidParam("additional_creators must be a list".to_owned()));
+            }
         };
         for user in &more {
             if user.as_str().is_none_or(|user| UserId::parse(user).is_err()) {
@@ -259,8 +267,8 @@ fn power_levels(
     version: &RoomVersionId,
     create: &Map<String, Value>,
 ) -> Result<Map<String, Value>, TimelineError> {
-    let privileged = version::rules(version)
-        .is_some_and(|rules| rules.authorization.explicitly_privilege_room_creators);
+    let privileged =
+        version::rules(version).is_some_and(|rules| rules.authorization.explicitly_privilege_room_creators);
     let mut users = Map::new();
     if !privileged {
         users.insert(wanted.author.user.to_string(), 100.into());
@@ -291,7 +299,8 @@ fn power_levels(
         levels.insert(field.clone(), value.clone());
     }
     if privileged && let Some(Value::Object(named)) = levels.get("users") {
-        let creators = create.get("additional_creators").and_then(Value::as_array).cloned().unwrap_or_default();
+        let creators =
+            create.get("additional_creators").and_then(Value::as_array).cloned().unwrap_or_default();
         let is_creator = |user: &str| {
             user == wanted.author.user || creators.iter().any(|other| other.as_str() == Some(user))
         };
@@ -307,7 +316,8 @@ fn preset_state(state: &mut StatePlan, preset: Preset, wanted: &CreateRoom) -> R
         Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "can_join"),
         Preset::PublicChat => ("public", "forbidden"),
     };
-    let given = |kind: &str| wanted.initial_state.iter().any(|(other, key, _)| other == kind && key.is_empty());
+    let given =
+        |kind: &str| wanted.initial_state.iter().any(|(other, key, _)| other == kind && key.is_empty());
     if !given("m.room.join_rules") {
         state.set("m.room.join_rules", "", &json!({ "join_rule": join_rule }))?;
     }

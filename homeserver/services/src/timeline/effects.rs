@@ -128,7 +128,9 @@ pub(crate) async fn redact_target(
     redaction: &Event,
     target: &StoredEvent,
 ) -> Result<(), TimelineError> {
-    if target.redacted_by.is_some() || target.event.kind == TimelineEventType::RoomRedaction && target.flags.outlier {
+    if target.redacted_by.is_some()
+        || target.event.kind == TimelineEventType::RoomRedaction && target.flags.outlier
+    {
         return Ok(());
     }
     let Some(power) = power_at(tx, version, root).await? else { return Ok(()) };

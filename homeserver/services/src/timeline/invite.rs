@@ -50,12 +50,9 @@ impl Timeline {
             let Some(remote) = &self.remote else {
                 return Err(TimelineError::Forbidden("this server does not federate".to_owned()));
             };
-            let invite = RemoteInvite {
-                version: &prepared.version,
-                event: &prepared.event,
-                state: &prepared.state,
-            };
-            let signed = remote.invite(&invite).await.map_err(remote_error)?;
+            let invite =
+                RemoteInvite { version: &prepared.version, event: &prepared.event, state: &prepared.state };
+            let signed = remote.invite(target.server_name(), &invite).await.map_err(remote_error)?;
             if self.commit_invite(room, signed, prepared.revision).await? {
                 return Ok(());
             }
@@ -103,7 +100,12 @@ impl Timeline {
     }
 
     /// Whether the room was still as it had been when the invitation was built.
-    async fn commit_invite(&self, room: &RoomId, signed: Event, revision: i64) -> Result<bool, TimelineError> {
+    async fn commit_invite(
+        &self,
+        room: &RoomId,
+        signed: Event,
+        revision: i64,
+    ) -> Result<bool, TimelineError> {
         let (core, room, signed) = (self.core.clone(), room.to_owned(), Arc::new(signed));
         let rooms = vec![room.clone()];
         self.core

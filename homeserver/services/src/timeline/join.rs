@@ -82,7 +82,10 @@ impl Timeline {
                     match authorise_restricted(&core, tx, &join.room, user, &row.version, &state).await? {
                         Restricted::No => {}
                         Restricted::By(authoriser) => {
-                            content.insert("join_authorised_via_users_server".to_owned(), authoriser.as_str().into());
+                            content.insert(
+                                "join_authorised_via_users_server".to_owned(),
+                                authoriser.as_str().into(),
+                            );
                         }
                         Restricted::Elsewhere => return Ok(Way::Remote),
                     }
@@ -180,7 +183,11 @@ impl Timeline {
     }
 
     /// Rejects an invitation to, or leaves, a room that this server is not in.
-    pub(crate) async fn leave_elsewhere(&self, row: &MemberRow, reason: Option<String>) -> Result<(), TimelineError> {
+    pub(crate) async fn leave_elsewhere(
+        &self,
+        row: &MemberRow,
+        reason: Option<String>,
+    ) -> Result<(), TimelineError> {
         let Some(remote) = &self.remote else { return Err(TimelineError::NoRoom) };
         let mut content = Map::new();
         if let Some(reason) = reason {
@@ -220,7 +227,9 @@ pub(crate) async fn authorise_restricted(
     version: &RoomVersionId,
     state: &AuthMap,
 ) -> Result<Restricted, TimelineError> {
-    let Some(rules) = state.get(&state_key(StateEventType::RoomJoinRules, "")) else { return Ok(Restricted::No) };
+    let Some(rules) = state.get(&state_key(StateEventType::RoomJoinRules, "")) else {
+        return Ok(Restricted::No);
+    };
     let content: Map<String, Value> = rules.content_as().unwrap_or_default();
     if !matches!(content.get("join_rule").and_then(Value::as_str), Some("restricted" | "knock_restricted")) {
         return Ok(Restricted::No);
@@ -234,7 +243,8 @@ pub(crate) async fn authorise_restricted(
         if condition.get("type").and_then(Value::as_str) != Some("m.room_membership") {
             continue;
         }
-        let Some(other) = condition.get("room_id").and_then(Value::as_str).and_then(|id| RoomId::parse(id).ok())
+        let Some(other) =
+            condition.get("room_id").and_then(Value::as_str).and_then(|id| RoomId::parse(id).ok())
         else {
             continue;
         };
@@ -251,12 +261,17 @@ pub(crate) async fn authorise_restricted(
             Err(TimelineError::Forbidden("you are in none of the rooms that this room admits".to_owned()))
         };
     }
-    let Some(create) = state.get(&state_key(StateEventType::RoomCreate, "")) else { return Ok(Restricted::No) };
+    let Some(create) = state.get(&state_key(StateEventType::RoomCreate, "")) else {
+        return Ok(Restricted::No);
+    };
     let levels = state.get(&state_key(StateEventType::RoomPowerLevels, "")).map(|event| &**event);
     let power = PowerLevels::new(create, levels, version)?;
     let locals = tx.local_members_of(room, "join").await?;
     debug_assert!(locals.iter().all(|member| core.is_local(member)));
-    Ok(locals.into_iter().find(|member| power.can_invite(member)).map_or(Restricted::Elsewhere, Restricted::By))
+    Ok(locals
+        .into_iter()
+        .find(|member| power.can_invite(member))
+        .map_or(Restricted::Elsewhere, Restricted::By))
 }
 
 fn canonical(content: Map<String, Value>) -> Result<CanonicalJsonObject, TimelineError> {

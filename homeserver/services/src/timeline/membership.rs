@@ -75,7 +75,12 @@ impl Timeline {
     ///
     /// # Errors
     /// [`TimelineError::NotInRoom`] when there is nothing to leave.
-    pub async fn leave(&self, author: &Author, room: &RoomId, reason: Option<String>) -> Result<(), TimelineError> {
+    pub async fn leave(
+        &self,
+        author: &Author,
+        room: &RoomId,
+        reason: Option<String>,
+    ) -> Result<(), TimelineError> {
         let row = self.core.store.read().await?.member_load(room, &author.user).await?;
         let Some(row) = row else {
             let known = self.core.store.read().await?.room_load(room).await?.is_some();
@@ -97,7 +102,12 @@ impl Timeline {
         Ok(())
     }
 
-    async fn leave_here(&self, author: &Author, room: &RoomId, reason: Option<String>) -> Result<(), TimelineError> {
+    async fn leave_here(
+        &self,
+        author: &Author,
+        room: &RoomId,
+        reason: Option<String>,
+    ) -> Result<(), TimelineError> {
         let mut content = Map::new();
         content.insert("membership".to_owned(), "leave".into());
         if let Some(reason) = reason {

@@ -28,7 +28,11 @@ struct Step {
 
 impl Timeline {
     /// The form in which another server's event is kept: redacted, if it is plaintext and this server refuses that.
-    pub(crate) fn sealed_form(&self, event: &Arc<Event>, version: &RoomVersionId) -> Result<Arc<Event>, TimelineError> {
+    pub(crate) fn sealed_form(
+        &self,
+        event: &Arc<Event>,
+        version: &RoomVersionId,
+    ) -> Result<Arc<Event>, TimelineError> {
         let policy = self.seal_policy(&event.room_id, &Author::new(event.sender.clone()));
         let redacted = sealed::seal_remote(event, version, &policy)
             .map_err(|error| TimelineError::Internal(error.to_string()))?;
@@ -112,7 +116,11 @@ impl Timeline {
     }
 
     /// Stores events without a place in the graph; those that are known are left as they are.
-    pub(crate) async fn take_outliers(&self, version: &RoomVersionId, outliers: Vec<Outlier>) -> Result<(), TimelineError> {
+    pub(crate) async fn take_outliers(
+        &self,
+        version: &RoomVersionId,
+        outliers: Vec<Outlier>,
+    ) -> Result<(), TimelineError> {
         let mut sealed = Vec::with_capacity(outliers.len());
         for outlier in outliers {
             sealed.push((self.sealed_form(&outlier.event, version)?, outlier.rejected.is_some()));
@@ -171,7 +179,8 @@ async fn put_joined(
     outliers: &[(Arc<Event>, bool)],
 ) -> Result<(), TimelineError> {
     put_outliers(tx, outliers).await?;
-    let before = tx.state_build(joined.state.iter().map(|(key, event)| (key.clone(), event.event_id.clone())));
+    let before =
+        tx.state_build(joined.state.iter().map(|(key, event)| (key.clone(), event.event_id.clone())));
     let join = &joined.join;
     let mut row = match tx.room(&join.room_id).await? {
         Some(row) => row,
@@ -185,7 +194,8 @@ async fn put_joined(
             encrypted: false,
         },
     };
-    let entry = join.state_entry().ok_or_else(|| TimelineError::Internal("a join that is no state".to_owned()))?;
+    let entry =
+        join.state_entry().ok_or_else(|| TimelineError::Internal("a join that is no state".to_owned()))?;
     row.state_root = tx.state_update(before, &[(entry, Some(join.event_id.clone()))]).await?;
     row.extremities = vec![(join.event_id.clone(), u64::from(join.depth))];
     for event in joined.state.values() {
@@ -194,14 +204,7 @@ async fn put_joined(
             tx.member_save(&member, core.is_local(&member.user_id)).await?;
         }
     }
-    tx.event_put(
-        Arc::clone(join),
-        EventFlags::NONE,
-        Some(before),
-        Place::Live,
-        effects::log_row(join),
-        None,
-    );
+    tx.event_put(Arc::clone(join), EventFlags::NONE, Some(before), Place::Live, effects::log_row(join), None);
     for missing in &join.prev_events {
         tx.backward_extremity_add(&join.room_id, missing).await?;
     }

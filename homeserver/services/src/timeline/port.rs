@@ -1,8 +1,8 @@
 //! The room graph as the receiving side of federation sees it.
 
+use super::Timeline;
 use super::error::TimelineError;
 use super::resolve::{resolve_roots, state_after};
-use super::Timeline;
 use async_trait::async_trait;
 use ruma::{OwnedEventId, RoomId, RoomVersionId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,12 +93,20 @@ impl waxwing_federation::ports::Timeline for Timeline {
         Ok(self.row(room).await?.map(|row| row.version))
     }
 
-    async fn events_flags(&self, room: &RoomId, ids: &[OwnedEventId]) -> PortResult<BTreeMap<OwnedEventId, Flags>> {
+    async fn events_flags(
+        &self,
+        room: &RoomId,
+        ids: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<OwnedEventId, Flags>> {
         let found = self.of_room(room, ids).await?;
         Ok(found.into_iter().map(|(id, stored)| (id, flags(stored.flags))).collect())
     }
 
-    async fn events_load(&self, room: &RoomId, ids: &[OwnedEventId]) -> PortResult<BTreeMap<OwnedEventId, Known>> {
+    async fn events_load(
+        &self,
+        room: &RoomId,
+        ids: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<OwnedEventId, Known>> {
         let found = self.of_room(room, ids).await?;
         Ok(found
             .into_iter()
@@ -116,7 +124,11 @@ impl waxwing_federation::ports::Timeline for Timeline {
         Ok(self.row(room).await?.map(|row| row.state_root))
     }
 
-    async fn state_before(&self, room: &RoomId, prev_events: &[OwnedEventId]) -> PortResult<Option<StateRoot>> {
+    async fn state_before(
+        &self,
+        room: &RoomId,
+        prev_events: &[OwnedEventId],
+    ) -> PortResult<Option<StateRoot>> {
         Ok(self.before(room, prev_events).await?)
     }
 
@@ -140,7 +152,11 @@ impl waxwing_federation::ports::Timeline for Timeline {
         Ok(keys.iter().cloned().zip(found).filter_map(|(key, id)| Some((key, id?))).collect())
     }
 
-    async fn state_build(&self, _room: &RoomId, entries: Vec<(StateKey, OwnedEventId)>) -> PortResult<StateRoot> {
+    async fn state_build(
+        &self,
+        _room: &RoomId,
+        entries: Vec<(StateKey, OwnedEventId)>,
+    ) -> PortResult<StateRoot> {
         Ok(self.build(entries).await?)
     }
 

@@ -3,7 +3,7 @@
 use super::error::TimelineError;
 use crate::Core;
 use ruma::{OwnedEventId, RoomVersionId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use waxwing_model::StateKey;
 use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
@@ -109,13 +109,13 @@ async fn load_with_chains(
 ) -> Result<(), TimelineError> {
     for level in 0..LOOK_AHEAD {
         let found = core.store.events(&wanted).await?;
-        let mut next: BTreeMap<OwnedEventId, ()> = BTreeMap::new();
+        let mut next: BTreeSet<OwnedEventId> = BTreeSet::new();
         for id in wanted {
             match found.get(&id) {
                 Some(stored) => {
                     for auth in &stored.event.auth_events {
                         if loaded.event(auth).is_none() {
-                            next.insert(auth.clone(), ());
+                            next.insert(auth.clone());
                         }
                     }
                     loaded.insert(Arc::clone(&stored.event), stored.flags.rejected);
@@ -128,7 +128,7 @@ async fn load_with_chains(
         if next.is_empty() {
             return Ok(());
         }
-        wanted = next.into_keys().collect();
+        wanted = next.into_iter().collect();
     }
     Ok(())
 }

@@ -234,7 +234,9 @@ async fn check_relation(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(),
             Ok(())
         }
         "m.thread" => {
-            let Some(root) = tx.events_known(std::slice::from_ref(&parent)).await?.pop() else { return Ok(()) };
+            let Some(root) = tx.events_known(std::slice::from_ref(&parent)).await?.pop() else {
+                return Ok(());
+            };
             if root.event.room_id == *room && super::effects::relation(&root.event).is_some() {
                 return Err(TimelineError::InvalidParam(
                     "a thread cannot start at an event that has a relation".to_owned(),
