@@ -349,6 +349,8 @@ CREATE TABLE transactions (
     created_at BIGINT NOT NULL,
     PRIMARY KEY (user_id, device_id, endpoint, txn_id)
 );
+-- From an event to the transaction id that its sender's device gave it.
+CREATE INDEX transactions_by_response ON transactions (response, user_id, device_id);
 
 CREATE TABLE server_keys (
     server_name TEXT NOT NULL,

@@ -4,6 +4,7 @@
 //! There is no bag of all services: each takes what it needs in its `new`.
 
 mod core;
+pub mod render;
 pub mod timeline;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};

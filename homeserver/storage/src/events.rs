@@ -191,7 +191,7 @@ impl Conn {
 }
 
 impl crate::Tx {
-    /// Replaces a stored event by its redacted form. The caller appends [`crate::Fact::EventChanged`].
+    /// Replaces a stored event by its redacted form; it relates to nothing any more. The caller appends [`crate::Fact::EventChanged`].
     pub async fn event_redact(&mut self, redacted: &Event, by: &EventId) -> StoreResult<()> {
         self.event_changed(&redacted.event_id);
         let conn = self.writing().await?;
@@ -202,7 +202,7 @@ impl crate::Tx {
             .execute(c)
             .await
             .map(|_| ()))?;
-        Ok(())
+        self.relation_forget(&redacted.event_id).await
     }
 
     /// Changes the verdict of a stored event. The caller appends [`crate::Fact::EventChanged`].

@@ -17,6 +17,7 @@ mod members;
 mod migrate;
 mod one_time_keys;
 mod queues;
+mod relations;
 mod rooms;
 mod sql;
 mod state;
@@ -31,6 +32,7 @@ pub use events::{EventFlags, StoredEvent};
 pub use log::{Fact, LogRow, NewRow};
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
+pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
 pub use rooms::RoomRow;
 pub use state::StateReader;
 pub use store::Store;
@@ -46,6 +48,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("queues", queues::STATEMENTS),
+    ("relations", relations::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
     ("state", state::STATEMENTS),
     ("to_device", to_device::STATEMENTS),

@@ -1,0 +1,182 @@
+//! Bundled aggregations: what later events say of an event.
+//! <https://spec.matrix.org/v1.19/client-server-api/#aggregations-of-child-events>
+
+use super::{Viewer, bare};
+use crate::Core;
+use ruma::{OwnedEventId, UserId};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use waxwing_rooms::client_json::{ClientEvent, Unsigned, age};
+use waxwing_storage::{EditRow, StoreResult, StoredEvent, ThreadRow};
+
+/// References shown with one event: more are read from `/relations`.
+const MAX_REFERENCES: usize = 100;
+
+/// The aggregations of many events.
+#[derive(Default)]
+pub(super) struct Bundles(HashMap<OwnedEventId, Box<RawValue>>);
+
+#[derive(Serialize)]
+struct Bundle {
+    #[serde(rename = "m.replace", skip_serializing_if = "Option::is_none")]
+    replace: Option<Box<RawValue>>,
+    #[serde(rename = "m.thread", skip_serializing_if = "Option::is_none")]
+    thread: Option<Thread>,
+    #[serde(rename = "m.reference", skip_serializing_if = "Option::is_none")]
+    reference: Option<Chunk>,
+}
+
+#[derive(Serialize)]
+struct Thread {
+    latest_event: Box<RawValue>,
+    count: i64,
+    current_user_participated: bool,
+}
+
+#[derive(Serialize)]
+struct Chunk {
+    chunk: Vec<Reference>,
+}
+
+#[derive(Serialize)]
+struct Reference {
+    event_id: OwnedEventId,
+}
+
+#[derive(Serialize)]
+struct OnlyReplace<'a> {
+    #[serde(rename = "m.replace")]
+    replace: &'a RawValue,
+}
+
+/// What relates to a set of events.
+struct Found {
+    threads: Vec<(ThreadRow, Option<OwnedEventId>)>,
+    edits: Vec<EditRow>,
+    /// The edits of the threads' newest events.
+    edits_of_latest: Vec<EditRow>,
+    events: HashMap<OwnedEventId, Arc<StoredEvent>>,
+}
+
+impl Bundles {
+    /// What later events say of `events`.
+    pub(super) async fn load(
+        core: &Core,
+        viewer: &Viewer,
+        events: &[Arc<StoredEvent>],
+    ) -> StoreResult<Bundles> {
+        let ids: Vec<OwnedEventId> = events.iter().map(|stored| stored.event.event_id.clone()).collect();
+        let found = Found::load(core, &viewer.user, &ids).await?;
+        if found.threads.is_empty() && found.edits.is_empty() {
+            return Ok(Bundles::default());
+        }
+        let mut bundles = HashMap::new();
+        for stored in events {
+            let id = &stored.event.event_id;
+            let bundle = Bundle {
+                replace: replacement(&found.edits, stored, &found.events)
+                    .map(|edit| bare(edit, core.clock.now(), true)),
+                thread: found.thread(core, viewer, stored),
+                reference: found.references(id),
+            };
+            if bundle.replace.is_none() && bundle.thread.is_none() && bundle.reference.is_none() {
+                continue;
+            }
+            if let Ok(json) = serde_json::value::to_raw_value(&bundle) {
+                bundles.insert(id.clone(), json);
+            }
+        }
+        Ok(Bundles(bundles))
+    }
+
+    /// The aggregations of one event, if it has any.
+    pub(super) fn of(&self, id: &OwnedEventId) -> Option<&RawValue> {
+        self.0.get(id).map(|json| &**json)
+    }
+}
+
+impl Found {
+    async fn load(core: &Core, viewer: &UserId, ids: &[OwnedEventId]) -> StoreResult<Found> {
+        let mut conn = core.store.read().await?;
+        let edits = conn.edits_and_references(ids).await?;
+        let mut threads = Vec::new();
+        for thread in conn.threads_of(ids, viewer).await? {
+            let latest = conn.thread_event_at(&thread.root, thread.latest).await?;
+            threads.push((thread, latest));
+        }
+        let latest: Vec<OwnedEventId> = threads.iter().filter_map(|(_, latest)| latest.clone()).collect();
+        let edits_of_latest =
+            if latest.is_empty() { Vec::new() } else { conn.edits_and_references(&latest).await? };
+        drop(conn);
+        let wanted: HashSet<OwnedEventId> = edits
+            .iter()
+            .chain(&edits_of_latest)
+            .filter(|edit| edit.rel_type == "m.replace")
+            .map(|edit| edit.child.clone())
+            .chain(latest)
+            .collect();
+        let wanted: Vec<OwnedEventId> = wanted.into_iter().collect();
+        let events = core.store.events(&wanted).await?;
+        Ok(Found { threads, edits, edits_of_latest, events })
+    }
+
+    fn thread(&self, core: &Core, viewer: &Viewer, root: &StoredEvent) -> Option<Thread> {
+        let (row, latest) = self.threads.iter().find(|(row, _)| row.root == root.event.event_id)?;
+        let latest = self.events.get(latest.as_ref()?)?;
+        let now = core.clock.now();
+        let edit = replacement(&self.edits_of_latest, latest, &self.events)
+            .map(|edit| bare(edit, now, true))
+            .and_then(|edit| serde_json::value::to_raw_value(&OnlyReplace { replace: &edit }).ok());
+        let unsigned = Unsigned {
+            age: Some(age(&latest.event, now)),
+            relations: edit.as_deref(),
+            ..Unsigned::default()
+        };
+        Some(Thread {
+            latest_event: ClientEvent::new(&latest.event).with_room(&unsigned),
+            count: row.count,
+            current_user_participated: row.participated || root.event.sender == viewer.user,
+        })
+    }
+
+    fn references(&self, parent: &OwnedEventId) -> Option<Chunk> {
+        let chunk: Vec<Reference> = self
+            .edits
+            .iter()
+            .filter(|edit| edit.rel_type == "m.reference" && edit.parent == *parent)
+            .take(MAX_REFERENCES)
+            .map(|edit| Reference { event_id: edit.child.clone() })
+            .collect();
+        (!chunk.is_empty()).then_some(Chunk { chunk })
+    }
+}
+
+/// The newest valid edit of an event: of the same type, by the same sender, neither of them state, and the event no
+/// edit itself. <https://spec.matrix.org/v1.19/client-server-api/#validity-of-replacement-events>
+fn replacement<'a>(
+    edits: &[EditRow],
+    of: &StoredEvent,
+    events: &'a HashMap<OwnedEventId, Arc<StoredEvent>>,
+) -> Option<&'a StoredEvent> {
+    if of.event.is_state() || of.redacted_by.is_some() {
+        return None;
+    }
+    if crate::timeline::relation(&of.event).is_some_and(|(_, rel_type)| rel_type == "m.replace") {
+        return None;
+    }
+    edits
+        .iter()
+        .filter(|edit| edit.rel_type == "m.replace" && edit.parent == of.event.event_id)
+        .filter_map(|edit| events.get(&edit.child))
+        .filter(|edit| {
+            edit.flags.visible()
+                && edit.event.sender == of.event.sender
+                && edit.event.kind == of.event.kind
+                && edit.event.room_id == of.event.room_id
+                && edit.event.state_key.is_none()
+        })
+        .max_by_key(|edit| (edit.event.origin_server_ts, edit.event.event_id.clone()))
+        .map(|edit| &**edit)
+}
