@@ -13,6 +13,7 @@ mod port;
 mod resolve;
 mod send;
 
+pub(crate) use effects::relation;
 pub use append::Draft;
 pub use create::{CreateRoom, Preset};
 pub use error::TimelineError;
