@@ -20,6 +20,7 @@ CREATE TABLE log (
 );
 CREATE INDEX log_by_room ON log (room_id, position) WHERE room_id IS NOT NULL;
 CREATE INDEX log_by_user ON log (user_id, position) WHERE user_id IS NOT NULL;
+CREATE INDEX log_of_device_lists ON log (position) WHERE kind = 7;
 
 -- A room is one row that changes.
 CREATE TABLE rooms (
@@ -284,7 +285,15 @@ CREATE TABLE key_signatures (
 CREATE TABLE remote_device_lists (
     user_id TEXT NOT NULL PRIMARY KEY,
     stream_id BIGINT NOT NULL,
-    stale BOOLEAN NOT NULL
+    stale BOOLEAN NOT NULL,
+    -- The log position from which on it holds: a room shared only since later does not vouch for it.
+    since BIGINT NOT NULL
+);
+
+-- How many changes of each of our users' device lists other servers were told of.
+CREATE TABLE device_list_streams (
+    user_id TEXT NOT NULL PRIMARY KEY,
+    stream_id BIGINT NOT NULL
 );
 
 CREATE TABLE backup_versions (

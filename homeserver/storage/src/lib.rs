@@ -6,12 +6,15 @@
 //! What it does not do: decide. It knows no authorisation, no protocol rules and no network.
 
 mod aliases;
+mod backups;
 mod bus;
+mod device_lists;
 mod dialect;
 mod engine;
 mod error;
 mod events;
 mod group;
+mod keys;
 mod log;
 mod members;
 mod migrate;
@@ -26,9 +29,12 @@ mod tail;
 mod to_device;
 mod tx;
 
+pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use device_lists::DeviceListRow;
 pub use engine::{Conn, Engine};
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
+pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
 pub use log::{Fact, LogRow, NewRow};
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
@@ -43,7 +49,10 @@ pub use tx::{Place, Slot, TransactionKey, Tx};
 #[doc(hidden)]
 pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("aliases", aliases::STATEMENTS),
+    ("backups", backups::STATEMENTS),
+    ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
+    ("keys", keys::STATEMENTS),
     ("log", log::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),

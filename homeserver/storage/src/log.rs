@@ -36,7 +36,9 @@ pub enum Fact {
     AccountData = 5,
     /// A to-device message waits: `user`, `reference` = device.
     ToDevice = 6,
-    /// The device list, a device's keys or the cross-signing keys of `user` changed.
+    /// The device list, a device's keys or the cross-signing keys of `user` changed. With `reference` (another user):
+    /// what `user` sees of that one's keys changed, for example by a signature. With `room`: `user` began to be in the
+    /// room (`data` = `join`) or ceased to be (`leave`).
     DeviceList = 7,
     /// One-time or fallback keys of `user`'s device `reference` were added or claimed.
     OneTimeKeys = 8,

@@ -89,7 +89,11 @@ fn children(found: Vec<ChildColumns>) -> Vec<RelationChild> {
 
 impl Conn {
     /// The threads that start at these events.
-    pub async fn threads_of(&mut self, roots: &[OwnedEventId], viewer: &UserId) -> StoreResult<Vec<ThreadRow>> {
+    pub async fn threads_of(
+        &mut self,
+        roots: &[OwnedEventId],
+        viewer: &UserId,
+    ) -> StoreResult<Vec<ThreadRow>> {
         let mut threads = Vec::new();
         for chunk in roots.chunks(CHUNK) {
             let chunk = padded(chunk);
