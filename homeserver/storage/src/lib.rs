@@ -5,6 +5,7 @@
 //!
 //! What it does not do: decide. It knows no authorisation, no protocol rules and no network.
 
+mod account_data;
 mod aliases;
 mod backups;
 mod bus;
@@ -13,14 +14,20 @@ mod dialect;
 mod engine;
 mod error;
 mod events;
+mod filters;
 mod group;
 mod keys;
 mod log;
 mod members;
 mod migrate;
 mod one_time_keys;
+mod people;
+mod profiles;
+mod pushers;
 mod queues;
+mod receipts;
 mod relations;
+mod reports;
 mod rooms;
 mod sql;
 mod state;
@@ -31,6 +38,7 @@ mod tx;
 
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
 pub use device_lists::DeviceListRow;
+pub use account_data::AccountDataEntry;
 pub use engine::{Conn, Engine};
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
@@ -38,7 +46,11 @@ pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
 pub use log::{Fact, LogRow, NewRow};
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
+pub use people::Person;
+pub use pushers::PusherRow;
+pub use receipts::ReceiptRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
+pub use reports::ReportRow;
 pub use rooms::RoomRow;
 pub use state::StateReader;
 pub use store::Store;
@@ -53,11 +65,19 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
     ("keys", keys::STATEMENTS),
+    ("account_data", account_data::STATEMENTS),
+    ("events", events::STATEMENTS),
+    ("filters", filters::STATEMENTS),
     ("log", log::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
+    ("people", people::STATEMENTS),
+    ("profiles", profiles::STATEMENTS),
+    ("pushers", pushers::STATEMENTS),
     ("queues", queues::STATEMENTS),
     ("relations", relations::STATEMENTS),
+    ("receipts", receipts::STATEMENTS),
+    ("reports", reports::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
     ("state", state::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
