@@ -1,13 +1,15 @@
 //! Builds the server from its parts: storage, then services, then the API.
 
-use crate::config::{Config, Plaintext, Registration, RoomListPublication};
+use crate::config::{Config, Plaintext, Rate, Registration, RoomListPublication};
 use anyhow::Context;
 use axum::Router;
-use axum::routing::get;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates};
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
+use waxwing_services::accounts::Accounts;
+use waxwing_services::appservices::Appservices;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
@@ -66,15 +68,35 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+/// The rate limits.
+fn limits(config: &Config) -> Limits {
+    let rates = &config.rate_limits;
+    if !rates.enabled {
+        return Limits::off();
+    }
+    let rate = |rate: Rate| ApiRate { per_second: rate.per_second, burst: rate.burst };
+    Limits::new(Rates {
+        message: rate(rates.message),
+        login: rate(rates.login),
+        registration: rate(rates.registration),
+        join: rate(rates.join),
+        invite: rate(rates.invite),
+        create_room: rate(rates.create_room),
+        upload: rate(rates.upload),
+        federation: rate(rates.federation),
+    })
+}
+
 impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
     pub async fn build(config: &Config, key: KeyPair, _stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
-        let versions = Router::new().route(
-            "/_matrix/client/versions",
-            get(|| async { axum::Json(serde_json::json!({ "versions": ["v1.11"] })) }),
-        );
-        Ok(App { client: versions, federation: Router::new(), first_token: None, core })
+        let appservices = Arc::new(Appservices::default());
+        let accounts = Arc::new(Accounts::new(core.clone(), appservices));
+        let api = Api::new(Parts { core: core.clone(), limits: limits(config), accounts });
+        let client = waxwing_api::client_router(api.clone());
+        let federation = waxwing_api::federation_router(api);
+        Ok(App { client, federation, first_token: None, core })
     }
 
     /// Closes the database: the last handle ends the task that commits. Requests have ended.

@@ -1,1 +1,31 @@
-//! placeholder
+//! HTTP: the only package that names axum. Each endpoint is an extractor ([`Args`]), one call of a service, and a
+//! typed response; [`error`] alone turns what services answer into `errcode` and status.
+//!
+//! What it does not do: rules. Handlers hold no SQL and no decisions.
+
+mod access;
+mod client;
+mod error;
+mod extract;
+mod federation;
+mod limits;
+mod observe;
+mod routes;
+mod state;
+
+pub use error::ApiError;
+pub use extract::Args;
+pub use limits::{Limits, Rate, Rates};
+pub use state::{Api, Parts};
+
+use axum::Router;
+
+/// The routes of the client listener. Serve it with connect info, so that addresses are known.
+pub fn client_router(api: Api) -> Router {
+    routes::finish(client::routes(), api)
+}
+
+/// The routes of the federation listener.
+pub fn federation_router(api: Api) -> Router {
+    routes::finish(federation::routes(), api)
+}

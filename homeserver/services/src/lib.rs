@@ -3,8 +3,11 @@
 //!
 //! There is no bag of all services: each takes what it needs in its `new`.
 
+pub mod accounts;
+pub mod appservices;
 mod core;
 pub mod render;
 pub mod timeline;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
+pub use waxwing_storage::StoreError;

@@ -34,11 +34,12 @@ mod state;
 mod store;
 mod tail;
 mod to_device;
+mod tokens;
 mod tx;
 
+pub use account_data::AccountDataEntry;
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
 pub use device_lists::DeviceListRow;
-pub use account_data::AccountDataEntry;
 pub use engine::{Conn, Engine};
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
@@ -55,6 +56,7 @@ pub use rooms::RoomRow;
 pub use state::StateReader;
 pub use store::Store;
 pub use tail::Tail;
+pub use tokens::{AccessTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 
 /// Every statement, by file: a test prepares each on both engines.
@@ -81,4 +83,5 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("rooms", rooms::STATEMENTS),
     ("state", state::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
+    ("tokens", tokens::STATEMENTS),
 ];

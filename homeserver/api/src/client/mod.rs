@@ -1,0 +1,13 @@
+//! The client-server API: one line for each family of endpoints.
+
+pub(crate) mod appservice;
+mod discovery;
+mod whoami;
+
+use crate::routes::RouterExt;
+use crate::state::Api;
+use axum::Router;
+
+pub(crate) fn routes() -> Router<Api> {
+    Router::new().ruma(discovery::versions).ruma(whoami::whoami)
+}

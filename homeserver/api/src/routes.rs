@@ -1,0 +1,184 @@
+//! Registers endpoints at all paths that ruma knows for them.
+
+use crate::access::{Rules, rules};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
+use crate::observe::observe;
+use crate::state::Api;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use futures_util::future::BoxFuture;
+use http::Method;
+use ruma::api::path_builder::PathBuilder;
+use ruma::api::{IncomingRequest, OutgoingResponse, OutgoingResponseExt};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
+
+/// Smaller answers are not worth compressing.
+const COMPRESS_ABOVE: u64 = 1024;
+
+type Run = Arc<dyn Fn(Api, Received) -> BoxFuture<'static, ApiResult<Response>> + Send + Sync>;
+
+/// Registers typed handlers: `async fn(Api, Args<R>) -> Result<R::OutgoingResponse, ApiError>`.
+pub(crate) trait RouterExt: Sized {
+    /// At all paths of the request's metadata.
+    fn ruma<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send;
+
+    /// The same, and also without the last variable of the path, which is then empty: state keys.
+    fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send;
+}
+
+impl RouterExt for Router<Api> {
+    fn ruma<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send,
+    {
+        let paths = all_paths::<R>();
+        register(self, Endpoint::of::<R>(&paths), paths, false, run(handler))
+    }
+
+    fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send,
+    {
+        let paths = all_paths::<R>();
+        let endpoint = Endpoint::of::<R>(&paths);
+        let run = run(handler);
+        let short = paths
+            .iter()
+            .filter_map(|path| path.rsplit_once('/'))
+            .flat_map(|(path, _)| [path.to_owned(), format!("{path}/")])
+            .collect();
+        let router = register(self, endpoint, paths, false, Arc::clone(&run));
+        register(router, endpoint, short, true, run)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Endpoint {
+    filter: MethodFilter,
+    scheme: Scheme,
+    rules: Rules,
+}
+
+impl Endpoint {
+    fn of<R>(paths: &[String]) -> Endpoint
+    where
+        R: IncomingRequest,
+        R::Authentication: ClientAuth,
+    {
+        let scheme = scheme::<R::Authentication>();
+        let newest = paths.last().map_or("", String::as_str);
+        let token = matches!(scheme, Scheme::Required | Scheme::Appservice);
+        let rules = rules(&R::METHOD, newest, token);
+        Endpoint { filter: filter(&R::METHOD), scheme, rules }
+    }
+}
+
+fn filter(method: &Method) -> MethodFilter {
+    MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET)
+}
+
+/// The path with its variables renamed in order, so that requests that name them differently share it.
+fn neutral(path: &str) -> String {
+    let mut names = ('a'..='z').cycle();
+    let neutral = |segment: &str| match (segment.starts_with('{'), names.next()) {
+        (true, Some(name)) => format!("{{{name}}}"),
+        _ => segment.to_owned(),
+    };
+    path.split('/').map(neutral).collect::<Vec<_>>().join("/")
+}
+
+/// All paths of a request, oldest first, each once.
+pub(crate) fn all_paths<R: IncomingRequest>() -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    R::PATH_BUILDER.all_paths().filter(|path| seen.insert(*path)).map(str::to_owned).collect()
+}
+
+fn run<R, F, Fut>(handler: F) -> Run
+where
+    R: IncomingRequest + Send + 'static,
+    R::Authentication: ClientAuth,
+    F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send,
+{
+    Arc::new(move |api, received| {
+        let handler = handler.clone();
+        Box::pin(async move {
+            let args = typed::<R>(received)?;
+            answer(handler(api, args).await?)
+        })
+    })
+}
+
+/// A ruma response as axum sends it.
+pub(crate) fn answer(response: impl OutgoingResponse) -> ApiResult<Response> {
+    Ok(response.try_into_http_response::<Vec<u8>>()?.map(Body::from))
+}
+
+fn register(
+    router: Router<Api>,
+    endpoint: Endpoint,
+    paths: Vec<String>,
+    short: bool,
+    run: Run,
+) -> Router<Api> {
+    paths
+        .into_iter()
+        .fold(router, |router, path| router.route(&neutral(&path), serve(endpoint, short, Arc::clone(&run))))
+}
+
+fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
+    on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
+        let served = async {
+            let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
+            if short {
+                received.path.push(String::new());
+            }
+            run(api, received).await
+        };
+        served.await.unwrap_or_else(ApiError::into_response)
+    })
+}
+
+/// What every listener has: answers for what is not there, and [`observe`] around everything.
+pub(crate) fn finish(router: Router<Api>, api: Api) -> Router {
+    let json = |_: http::StatusCode, _: http::Version, headers: &http::HeaderMap, _: &http::Extensions| {
+        headers
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+    };
+    router
+        .fallback(|| async { ApiError::unrecognized() })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                http::StatusCode::METHOD_NOT_ALLOWED,
+                ruma::api::error::ErrorCode::Unrecognized,
+                "The endpoint does not know this method",
+            )
+        })
+        .layer(axum::middleware::from_fn(observe))
+        .layer(CompressionLayer::new().gzip(true).compress_when(SizeAbove::new(COMPRESS_ABOVE).and(json)))
+        .with_state(api)
+}

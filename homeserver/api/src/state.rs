@@ -1,0 +1,33 @@
+use crate::limits::Limits;
+use std::ops::Deref;
+use std::sync::Arc;
+use waxwing_services::Core;
+use waxwing_services::accounts::Accounts;
+
+/// What handlers call. One line for each service.
+pub struct Parts {
+    /// Who we are, the settings.
+    pub core: Core,
+    /// Rate limits.
+    pub limits: Limits,
+    /// Accounts, devices, tokens.
+    pub accounts: Arc<Accounts>,
+}
+
+/// The state of every route: a handle to [`Parts`], cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+impl Api {
+    /// Wraps the parts.
+    pub fn new(parts: Parts) -> Api {
+        Api(Arc::new(parts))
+    }
+}
+
+impl Deref for Api {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
