@@ -1,0 +1,142 @@
+//! Who may read a room, and what of it.
+
+use super::{ReadError, RoomReader};
+use crate::visibility::{LastJoined, last_stay};
+use ruma::events::StateEventType;
+use ruma::events::room::history_visibility::HistoryVisibility;
+use ruma::{OwnedEventId, RoomId, UserId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use waxwing_model::StateKey;
+use waxwing_rooms::state_tree::NodeId;
+use waxwing_rooms::visibility::visibility_of;
+use waxwing_storage::{StoreResult, StoredEvent};
+
+/// A state to read: the one at a root, with one entry changed (the reader's own leaving).
+#[derive(Clone, Debug)]
+pub(super) struct StateView {
+    pub root: NodeId,
+    pub after: Option<(StateKey, OwnedEventId)>,
+}
+
+/// A reader's place in a room.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    /// The state that the reader sees: the current one, or that at leaving.
+    pub state: StateView,
+    /// When the reader was last joined.
+    pub last: LastJoined,
+    /// Joined now.
+    pub joined: bool,
+    /// The newest event that the reader sees has this number; no bound for one who is in the room.
+    pub newest: i64,
+}
+
+impl RoomReader {
+    /// The place of `user` in `room`: joined, or gone and not forgotten, or looking in from outside where the room is
+    /// world readable.
+    ///
+    /// # Errors
+    /// [`ReadError::Forbidden`] for everyone else, and for rooms that do not exist.
+    pub(super) async fn seat(&self, user: &UserId, room: &RoomId) -> Result<Seat, ReadError> {
+        let (row, member) = {
+            let mut conn = self.core.store.read().await?;
+            (conn.room_load(room).await?, conn.member_load(room, user).await?)
+        };
+        let row = row.ok_or(ReadError::Forbidden)?;
+        let now = StateView { root: row.state_root, after: None };
+        let (last, end) = last_stay(&self.core, user, room).await?;
+        if last == LastJoined::Now {
+            return Ok(Seat { state: now, last, joined: true, newest: i64::MAX });
+        }
+        if let Some(end) = end
+            && let Some(root) = end.state_before
+            && member.is_some_and(|member| !member.forgotten)
+        {
+            let after = end.event.state_entry().map(|entry| (entry, end.event.event_id.clone()));
+            return Ok(Seat { state: StateView { root, after }, last, joined: false, newest: end.sn });
+        }
+        let visibility = self.state_event(&now, StateEventType::RoomHistoryVisibility, "").await?;
+        match visibility_of(visibility.as_ref().map(|stored| &*stored.event)) {
+            HistoryVisibility::WorldReadable => Ok(Seat { state: now, last, joined: false, newest: i64::MAX }),
+            _ => Err(ReadError::Forbidden),
+        }
+    }
+
+    /// The event of one state entry.
+    pub(super) async fn state_event(
+        &self,
+        view: &StateView,
+        kind: StateEventType,
+        key: &str,
+    ) -> StoreResult<Option<Arc<StoredEvent>>> {
+        let id = match &view.after {
+            Some((entry, id)) if entry.0 == kind && entry.1 == key => Some(id.clone()),
+            _ => {
+                let mut conn = self.core.store.read().await?;
+                self.core.store.state(&mut conn).get(view.root, kind, key).await?
+            }
+        };
+        match id {
+            Some(id) => self.core.store.event(&id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The events of these entries, in the order of `keys`, those that are set.
+    pub(super) async fn state_events(
+        &self,
+        view: &StateView,
+        keys: &[StateKey],
+    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let ids = {
+            let mut conn = self.core.store.read().await?;
+            self.core.store.state(&mut conn).get_many(view.root, keys).await?
+        };
+        let ids: Vec<OwnedEventId> = keys
+            .iter()
+            .zip(ids)
+            .filter_map(|(key, id)| match &view.after {
+                Some((entry, after)) if entry == key => Some(after.clone()),
+                _ => id,
+            })
+            .collect();
+        self.events_in_order(&ids).await
+    }
+
+    /// The events of all entries.
+    pub(super) async fn whole_state(&self, view: &StateView) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let mut entries: BTreeMap<StateKey, OwnedEventId> = {
+            let mut conn = self.core.store.read().await?;
+            self.core.store.state(&mut conn).entries(view.root).await?.into_iter().collect()
+        };
+        entries.extend(view.after.clone());
+        let ids: Vec<OwnedEventId> = entries.into_values().collect();
+        self.events_in_order(&ids).await
+    }
+
+    /// The events of all entries of one type.
+    pub(super) async fn state_of_type(
+        &self,
+        view: &StateView,
+        kind: &StateEventType,
+    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let mut entries: BTreeMap<String, OwnedEventId> = {
+            let mut conn = self.core.store.read().await?;
+            self.core.store.state(&mut conn).entries_of_type(view.root, kind).await?.into_iter().collect()
+        };
+        if let Some(((other, key), id)) = &view.after
+            && other == kind
+        {
+            entries.insert(key.clone(), id.clone());
+        }
+        let ids: Vec<OwnedEventId> = entries.into_values().collect();
+        self.events_in_order(&ids).await
+    }
+
+    /// Those of `ids` that are known, in their order.
+    pub(super) async fn events_in_order(&self, ids: &[OwnedEventId]) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let events = self.core.store.events(ids).await?;
+        Ok(ids.iter().filter_map(|id| events.get(id).cloned()).collect())
+    }
+}

@@ -1,0 +1,105 @@
+//! Who is in a room.
+
+use super::access::StateView;
+use super::{PageToken, ReadError, RoomReader};
+use crate::render::{Shown, Viewer, render};
+use ruma::events::StateEventType;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde_json::value::RawValue;
+use waxwing_rooms::visibility::membership_of;
+
+/// Which members are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct MemberQuery {
+    /// At this place in the timeline; none: now.
+    pub at: Option<String>,
+    /// Only this membership.
+    pub membership: Option<String>,
+    /// Every membership but this. With both, a member that satisfies one of them is shown.
+    pub not_membership: Option<String>,
+}
+
+/// A member as `joined_members` has it.
+#[derive(Clone, Debug)]
+pub struct JoinedMember {
+    /// Who.
+    pub user_id: OwnedUserId,
+    /// The display name in the room.
+    pub display_name: Option<String>,
+    /// The avatar in the room.
+    pub avatar_url: Option<String>,
+}
+
+impl MemberQuery {
+    fn wants(&self, membership: &str) -> bool {
+        match (&self.membership, &self.not_membership) {
+            (None, None) => true,
+            (is, is_not) => {
+                is.as_ref().is_some_and(|is| is == membership)
+                    || is_not.as_ref().is_some_and(|is_not| is_not != membership)
+            }
+        }
+    }
+}
+
+impl RoomReader {
+    /// The member events of a room.
+    ///
+    /// # Errors
+    /// [`ReadError::Forbidden`] for whoever may not read the room.
+    pub async fn members(
+        &self,
+        viewer: &Viewer,
+        room: &RoomId,
+        query: &MemberQuery,
+    ) -> Result<Vec<Box<RawValue>>, ReadError> {
+        let seat = self.seat(&viewer.user, room).await?;
+        let view = match &query.at {
+            Some(at) => self.state_at(room, PageToken::parse(at)?.0.min(seat.newest)).await?.unwrap_or(seat.state),
+            None => seat.state,
+        };
+        let mut events = self.state_of_type(&view, &StateEventType::RoomMember).await?;
+        events.retain(|stored| query.wants(membership_of(Some(&stored.event)).as_str()));
+        Ok(render(&self.core, viewer, &events, Shown::STATE).await?)
+    }
+
+    /// The state after the newest event up to this number; `None` when there is no such event.
+    pub(super) async fn state_at(&self, room: &RoomId, sn: i64) -> Result<Option<StateView>, ReadError> {
+        let mut conn = self.core.store.read().await?;
+        let newest = conn.events_backward(room, sn.saturating_add(1), 1).await?.pop();
+        Ok(newest.and_then(|stored| {
+            let root = stored.state_before?;
+            let after = stored.event.state_entry().map(|entry| (entry, stored.event.event_id.clone()));
+            Some(StateView { root, after })
+        }))
+    }
+
+    /// The joined members of a room that the user is joined to.
+    ///
+    /// # Errors
+    /// [`ReadError::Forbidden`] when the user is not.
+    pub async fn joined_members(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+    ) -> Result<Vec<JoinedMember>, ReadError> {
+        if !self.seat(user, room).await?.joined {
+            return Err(ReadError::Forbidden);
+        }
+        let rows = self.core.store.read().await?.members_of(room, "join").await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| JoinedMember {
+                user_id: row.user_id,
+                display_name: row.display_name,
+                avatar_url: row.avatar_url,
+            })
+            .collect())
+    }
+
+    /// The rooms that the user is joined to.
+    pub async fn joined_rooms(&self, user: &UserId) -> Result<Vec<OwnedRoomId>, ReadError> {
+        let rows = self.core.store.read().await?.memberships_of(user).await?;
+        Ok(rows.into_iter().filter(|row| row.membership == "join").map(|row| row.room_id).collect())
+    }
+}
