@@ -43,10 +43,13 @@ CREATE TABLE events (
     flags SMALLINT NOT NULL,
     state_before BYTEA,
     redacted_by TEXT,
+    -- When it was sent, by its sender's clock.
+    ts BIGINT NOT NULL,
     json TEXT NOT NULL
 );
 CREATE UNIQUE INDEX events_by_id ON events (event_id);
 CREATE INDEX events_by_room ON events (room_id, sn);
+CREATE INDEX events_by_time ON events (room_id, ts);
 
 -- Events named by prev_events that we do not have: where history ends for us.
 CREATE TABLE backward_extremities (

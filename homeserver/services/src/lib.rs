@@ -7,7 +7,9 @@ pub mod accounts;
 pub mod appservices;
 mod core;
 pub mod render;
+pub mod rooms_read;
 pub mod timeline;
+pub mod visibility;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 pub use waxwing_storage::StoreError;

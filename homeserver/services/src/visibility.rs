@@ -127,11 +127,8 @@ fn may_see(
         let id = before.get(index)?.as_ref()?;
         loaded.get(id).map(|stored| &*stored.event)
     };
-    let mut view = View::steady(
-        visibility_of(event_at(0)),
-        membership_of(event_at(1)),
-        last.after(stored.sn),
-    );
+    let mut view =
+        View::steady(visibility_of(event_at(0)), membership_of(event_at(1)), last.after(stored.sn));
     if stored.event.is_state_of(&StateEventType::RoomHistoryVisibility, "") {
         view.visibility_after = visibility_of(Some(&stored.event));
     }
@@ -145,11 +142,11 @@ fn may_see(
 pub async fn ignored_users(core: &Core, user: &UserId) -> StoreResult<BTreeSet<OwnedUserId>> {
     #[derive(serde::Deserialize)]
     struct Content {
-        ignored_users: BTreeMap<String, serde::de::IgnoredAny>,
+        ignored_users: serde_json::Map<String, serde_json::Value>,
     }
     let content = core.store.read().await?.account_data_load(user, None, "m.ignored_user_list").await?;
     let content: Option<Content> = content.and_then(|content| serde_json::from_str(&content).ok());
     Ok(content
-        .map(|content| content.ignored_users.into_keys().filter_map(|id| UserId::parse(id).ok()).collect())
+        .map(|content| content.ignored_users.keys().filter_map(|id| UserId::parse(id).ok()).collect())
         .unwrap_or_default())
 }

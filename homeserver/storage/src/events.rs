@@ -14,7 +14,9 @@ statements! {
     LOAD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE event_id IN ($list)";
     BACKWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn < $2 AND flags = 0 ORDER BY sn DESC LIMIT $3";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
-    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, json) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before WHERE events.flags % 2 = 1";
+    AT_OR_AFTER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts >= $2 AND flags = 0 ORDER BY ts, sn LIMIT $3";
+    AT_OR_BEFORE = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts <= $2 AND flags = 0 ORDER BY ts DESC, sn DESC LIMIT $3";
+    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before WHERE events.flags % 2 = 1";
     SET_REDACTED = "UPDATE events SET redacted_by = $2, json = $3 WHERE event_id = $1";
     SET_FLAGS = "UPDATE events SET flags = $2 WHERE event_id = $1";
     EXTREMITY_ADD = "INSERT INTO backward_extremities (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -147,6 +149,25 @@ impl Conn {
         found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
     }
 
+    /// The room's visible events sent at `at` (milliseconds, by their senders' clocks) or later, the earliest first; or
+    /// at `at` or before, the latest first.
+    pub async fn events_by_time(
+        &mut self,
+        room: &RoomId,
+        at: i64,
+        forward: bool,
+        limit: i64,
+    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let text = if forward { AT_OR_AFTER } else { AT_OR_BEFORE };
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(text)
+            .bind(room.as_str())
+            .bind(at)
+            .bind(limit)
+            .fetch_all(c)
+            .await)?;
+        found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
+    }
+
     /// Every event of the database with `sn` above `after`, whatever its flags, in order of `sn`: for audits.
     pub async fn events_scan(&mut self, after: i64, limit: i64) -> StoreResult<Vec<Arc<StoredEvent>>> {
         let found: Vec<Columns> =
@@ -170,7 +191,7 @@ impl Conn {
 
     pub(crate) async fn events_insert(&mut self, all: &[Arc<StoredEvent>]) -> StoreResult<()> {
         for chunk in all.chunks(CHUNK) {
-            let text = rows(INSERT, 7, chunk.len());
+            let text = rows(INSERT, 8, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for stored in chunk {
@@ -181,6 +202,9 @@ impl Conn {
                         .bind(stored.flags.bits())
                         .bind(stored.state_before.as_ref().map(|root| root.as_bytes().to_vec()))
                         .bind(stored.redacted_by.as_ref().map(|id| id.as_str()))
+                        .bind(
+                            i64::try_from(u64::from(stored.event.origin_server_ts.get())).unwrap_or(i64::MAX),
+                        )
                         .bind(stored.event.json.get());
                 }
                 query.execute(c).await.map(|_| ())

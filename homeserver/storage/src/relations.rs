@@ -16,6 +16,7 @@ statements! {
     FORWARD = "SELECT child_id, sn, rel_type, kind FROM relations WHERE parent_id = $1 AND sn > $2 AND ($3 = '' OR rel_type = $3) AND ($4 = '' OR kind = $4) ORDER BY sn LIMIT $5";
     DESCENDANTS = "SELECT child_id, sn, rel_type, kind FROM relations WHERE parent_id IN ($list) ORDER BY sn LIMIT 5000";
     THREADS = "SELECT parent_id, MAX(sn), COUNT(CASE WHEN sender = $3 THEN 1 END) FROM relations WHERE room_id = $1 AND rel_type = 'm.thread' GROUP BY parent_id HAVING MAX(sn) < $2 ORDER BY MAX(sn) DESC LIMIT $4";
+    SENDERS = "SELECT DISTINCT sender, rel_type FROM relations WHERE parent_id = $1 LIMIT 1000";
     FORGET_CHILD = "DELETE FROM relations WHERE child_id = $1";
     TRANSACTION_IDS = "SELECT response, txn_id FROM transactions WHERE user_id = $1 AND device_id = $2 AND response IN ($list)";
 }
@@ -164,6 +165,11 @@ impl Conn {
             .fetch_all(c)
             .await)?;
         Ok(children(found))
+    }
+
+    /// Who relates to `parent`, and how: distinct pairs of sender and relation type, at most 1000.
+    pub async fn relation_senders(&mut self, parent: &EventId) -> StoreResult<Vec<(String, String)>> {
+        Ok(on_engine!(self, |c| sqlx::query_as(SENDERS).bind(parent.as_str()).fetch_all(c).await)?)
     }
 
     /// Everything that relates to one of `parents`, at most 5000 events for each 500 of them.

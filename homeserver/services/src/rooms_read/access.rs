@@ -58,7 +58,9 @@ impl RoomReader {
         }
         let visibility = self.state_event(&now, StateEventType::RoomHistoryVisibility, "").await?;
         match visibility_of(visibility.as_ref().map(|stored| &*stored.event)) {
-            HistoryVisibility::WorldReadable => Ok(Seat { state: now, last, joined: false, newest: i64::MAX }),
+            HistoryVisibility::WorldReadable => {
+                Ok(Seat { state: now, last, joined: false, newest: i64::MAX })
+            }
             _ => Err(ReadError::Forbidden),
         }
     }

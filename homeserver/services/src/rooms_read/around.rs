@@ -1,7 +1,7 @@
 //! Around an event, and around a moment.
 
 use super::access::Seat;
-use super::messages::Route;
+use super::messages::{Route, view_for};
 use super::{EventFilter, PageToken, ReadError, RoomReader};
 use crate::render::{Shown, Viewer, render, render_one};
 use crate::visibility::visible_to;
@@ -64,7 +64,8 @@ impl RoomReader {
         let earlier = limit / 2;
         let later = limit - earlier;
         let sn = middle.sn;
-        let (before, start) = self.side(viewer, room, &seat, (false, sn.saturating_sub(1), earlier), filter).await?;
+        let (before, start) =
+            self.side(viewer, room, &seat, (false, sn.saturating_sub(1), earlier), filter).await?;
         let (after, end) = self.side(viewer, room, &seat, (true, sn, later), filter).await?;
         let state = self.state_around(viewer, &seat, &before, &middle, &after, filter).await?;
         Ok(Context {
@@ -104,7 +105,7 @@ impl RoomReader {
     ) -> Result<Vec<Box<RawValue>>, ReadError> {
         let all: Vec<Arc<StoredEvent>> =
             before.iter().chain(std::iter::once(middle)).chain(after).cloned().collect();
-        let view = self.view_for(seat, &all);
+        let view = view_for(seat, &all);
         let mut state = self.whole_state(&view).await?;
         if filter.lazy_load_members() {
             let senders: Vec<&str> = all.iter().map(|stored| stored.event.sender.as_str()).collect();
@@ -134,7 +135,8 @@ impl RoomReader {
         let gaps = !self.core.store.read().await?.backward_extremities(room).await?.is_empty();
         let elsewhere =
             if gaps { self.event_at_elsewhere(viewer, room, &seat, at, direction).await? } else { None };
-        let distance = |hit: &TimestampHit| u64::from(hit.origin_server_ts.get()).abs_diff(u64::from(at.get()));
+        let distance =
+            |hit: &TimestampHit| u64::from(hit.origin_server_ts.get()).abs_diff(u64::from(at.get()));
         [here, elsewhere]
             .into_iter()
             .flatten()

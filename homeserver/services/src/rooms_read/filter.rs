@@ -34,7 +34,7 @@ impl EventFilter {
 
     /// Whether member events of senders are wanted beside the events.
     pub fn lazy_load_members(&self) -> bool {
-        self.base.lazy_load_options.is_enabled()
+        !self.base.lazy_load_options.is_disabled()
     }
 
     /// Whether the event passes, but for the `related_by_…` fields, which need the database.
@@ -108,9 +108,10 @@ mod tests {
 
     #[test]
     fn reads_fields_by_relation() {
-        let filter =
-            EventFilter::parse(r#"{"types":["m.*"],"lazy_load_members":true,"org.matrix.msc3874.rel_types":["m.thread"]}"#)
-                .unwrap();
+        let filter = EventFilter::parse(
+            r#"{"types":["m.*"],"lazy_load_members":true,"org.matrix.msc3874.rel_types":["m.thread"]}"#,
+        )
+        .unwrap();
         assert!(filter.lazy_load_members());
         assert_eq!(filter.rel_types.unwrap(), ["m.thread"]);
     }

@@ -55,7 +55,9 @@ impl RoomReader {
     ) -> Result<Vec<Box<RawValue>>, ReadError> {
         let seat = self.seat(&viewer.user, room).await?;
         let view = match &query.at {
-            Some(at) => self.state_at(room, PageToken::parse(at)?.0.min(seat.newest)).await?.unwrap_or(seat.state),
+            Some(at) => {
+                self.state_at(room, PageToken::parse(at)?.0.min(seat.newest)).await?.unwrap_or(seat.state)
+            }
             None => seat.state,
         };
         let mut events = self.state_of_type(&view, &StateEventType::RoomMember).await?;
@@ -78,11 +80,7 @@ impl RoomReader {
     ///
     /// # Errors
     /// [`ReadError::Forbidden`] when the user is not.
-    pub async fn joined_members(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-    ) -> Result<Vec<JoinedMember>, ReadError> {
+    pub async fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<JoinedMember>, ReadError> {
         if !self.seat(user, room).await?.joined {
             return Err(ReadError::Forbidden);
         }

@@ -96,7 +96,7 @@ impl RoomReader {
         let walk = self.walk(&viewer.user, room, &seat, &route).await?;
         let state = if query.filter.lazy_load_members() {
             let senders = walk.events.iter().map(|stored| stored.event.sender.clone()).collect();
-            let view = self.view_for(&seat, &walk.events);
+            let view = view_for(&seat, &walk.events);
             let members = self.members_among(&view, senders).await?;
             render(&self.core, viewer, &members, Shown::STATE).await?
         } else {
@@ -109,19 +109,6 @@ impl RoomReader {
             chunk,
             state,
         })
-    }
-
-    /// The state in which the senders of a page are looked up: at its newest event.
-    pub(super) fn view_for(&self, seat: &Seat, events: &[Arc<StoredEvent>]) -> StateView {
-        let newest = events.iter().max_by_key(|stored| stored.sn);
-        let root = newest.and_then(|stored| stored.state_before);
-        match (root, newest) {
-            (Some(root), Some(stored)) => StateView {
-                root,
-                after: stored.event.state_entry().map(|entry| (entry, stored.event.event_id.clone())),
-            },
-            _ => seat.state.clone(),
-        }
     }
 
     /// The member events of these users.
@@ -152,7 +139,8 @@ impl RoomReader {
             let batch = self.batch(room, route.forward, walk.cursor).await?;
             if batch.is_empty() {
                 backfills += 1;
-                let more = !route.forward && backfills <= MAX_BACKFILLS && self.fetch_older(room, route).await?;
+                let more =
+                    !route.forward && backfills <= MAX_BACKFILLS && self.fetch_older(room, route).await?;
                 if more {
                     continue;
                 }
@@ -166,12 +154,7 @@ impl RoomReader {
         Ok(walk)
     }
 
-    async fn batch(
-        &self,
-        room: &RoomId,
-        forward: bool,
-        cursor: i64,
-    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
+    async fn batch(&self, room: &RoomId, forward: bool, cursor: i64) -> StoreResult<Vec<Arc<StoredEvent>>> {
         let mut conn = self.core.store.read().await?;
         if forward {
             conn.events_forward(room, cursor, BATCH as i64).await
@@ -262,5 +245,18 @@ impl RoomReader {
             }
         }
         Ok(kept)
+    }
+}
+
+/// The state in which the senders of a page are looked up: at its newest event.
+pub(super) fn view_for(seat: &Seat, events: &[Arc<StoredEvent>]) -> StateView {
+    let newest = events.iter().max_by_key(|stored| stored.sn);
+    let root = newest.and_then(|stored| stored.state_before);
+    match (root, newest) {
+        (Some(root), Some(stored)) => StateView {
+            root,
+            after: stored.event.state_entry().map(|entry| (entry, stored.event.event_id.clone())),
+        },
+        _ => seat.state.clone(),
     }
 }

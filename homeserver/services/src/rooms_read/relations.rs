@@ -86,7 +86,8 @@ impl RoomReader {
         let from = query.from.as_deref().map(PageToken::parse).transpose()?;
         let to = query.to.as_deref().map(PageToken::parse).transpose()?.map(|token| token.0);
         // Backwards, numbers below the token's successor; forwards, numbers above the token.
-        let mut cursor = from.map_or(start, |from| if query.forward { from.0 } else { from.0.saturating_add(1) });
+        let mut cursor =
+            from.map_or(start, |from| if query.forward { from.0 } else { from.0.saturating_add(1) });
         let limit = page_size(query.limit);
         let tree = if query.recurse { Some(self.descendants(parent).await?) } else { None };
         let mut found: Vec<Arc<StoredEvent>> = Vec::new();

@@ -40,11 +40,11 @@ impl RoomReader {
         let seat = self.seat(&viewer.user, room).await?;
         let head = self.core.store.tail().head().0;
         let filter = EventFilter::default();
-        let route = Route { forward: false, from: head, to: None, limit: limit.clamp(1, 100), filter: &filter };
+        let route =
+            Route { forward: false, from: head, to: None, limit: limit.clamp(1, 100), filter: &filter };
         let mut walk = self.walk(&viewer.user, room, &seat, &route).await?;
         walk.events.reverse();
-        let member =
-            self.state_event(&seat.state, StateEventType::RoomMember, viewer.user.as_str()).await?;
+        let member = self.state_event(&seat.state, StateEventType::RoomMember, viewer.user.as_str()).await?;
         let membership = member.map(|member| membership_of(Some(&member.event)).to_string());
         let state = self.whole_state(&seat.state).await?;
         let published = {
@@ -76,7 +76,8 @@ impl RoomReader {
         let head = self.core.store.tail().head().0;
         let from = from.map(PageToken::parse).transpose()?.map_or(head, |token| token.0);
         let filter = EventFilter::default();
-        let route = Route { forward: true, from, to: Some(head), limit: limit.clamp(1, 100), filter: &filter };
+        let route =
+            Route { forward: true, from, to: Some(head), limit: limit.clamp(1, 100), filter: &filter };
         let walk = self.walk(&viewer.user, room, &seat, &route).await?;
         let events = render(&self.core, viewer, &walk.events, Shown::EVERYWHERE).await?;
         let end = if walk.done { head.max(from) } else { walk.cursor };

@@ -13,9 +13,9 @@ mod port;
 mod resolve;
 mod send;
 
-pub(crate) use effects::relation;
 pub use append::Draft;
 pub use create::{CreateRoom, Preset};
+pub(crate) use effects::relation;
 pub use error::TimelineError;
 pub use join::JoinRoom;
 pub use membership::Removal;
