@@ -54,8 +54,6 @@ pub struct CreateRoom {
     pub is_direct: bool,
     /// Whether it is listed in the room directory.
     pub published: bool,
-    /// The display name and avatar of the creator's member event.
-    pub profile: Map<String, Value>,
 }
 
 impl Timeline {
@@ -74,7 +72,8 @@ impl Timeline {
         if wanted.invite.len() > MAX_INVITES || wanted.initial_state.len() > MAX_INITIAL_STATE {
             return Err(TimelineError::InvalidParam("too many invitations or state events".to_owned()));
         }
-        let plan = Arc::new(Plan::of(self, wanted, version)?);
+        let profile = super::membership::profile_content(&self.core, &wanted.author.user).await?;
+        let plan = Arc::new(Plan::of(self, wanted, version, profile)?);
         let core = self.core.clone();
         self.core
             .store
@@ -98,7 +97,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(timeline: &Timeline, wanted: CreateRoom, version: RoomVersionId) -> Result<Plan, TimelineError> {
+    fn of(
+        timeline: &Timeline,
+        wanted: CreateRoom,
+        version: RoomVersionId,
+        profile: Map<String, Value>,
+    ) -> Result<Plan, TimelineError> {
         let creator = wanted.author.user.clone();
         let create = create_content(&wanted, &version)?;
         let is_space = create.get("type").and_then(Value::as_str) == Some("m.space");
@@ -111,7 +115,7 @@ impl Plan {
             Some(OwnedRoomId::try_from(text).map_err(|error| TimelineError::Internal(error.to_string()))?)
         };
         let mut state = StatePlan { creator: creator.clone(), drafts: Vec::new() };
-        let mut member = wanted.profile.clone();
+        let mut member = profile;
         member.insert("membership".to_owned(), "join".into());
         state.set("m.room.member", creator.as_str(), &member)?;
         state.set("m.room.power_levels", "", &power_levels(&wanted, &version, &create)?)?;

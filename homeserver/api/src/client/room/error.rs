@@ -1,0 +1,71 @@
+//! What the timeline service answers, as clients read it.
+
+use crate::error::ApiError;
+use http::StatusCode;
+use ruma::api::error::ErrorCode;
+use waxwing_services::timeline::TimelineError;
+
+impl From<TimelineError> for ApiError {
+    fn from(error: TimelineError) -> ApiError {
+        let bad = StatusCode::BAD_REQUEST;
+        match error {
+            TimelineError::Store(error) => ApiError::internal(error),
+            TimelineError::Internal(why) => ApiError::internal(why),
+            TimelineError::NoRoom => ApiError::not_found("This room is not known here"),
+            TimelineError::NotFound(what) => ApiError::not_found(format_args!("The {what} was not found")),
+            TimelineError::NotInRoom => ApiError::forbidden("You are not in this room"),
+            TimelineError::Forbidden(why) => ApiError::forbidden(why),
+            TimelineError::TooLarge => ApiError::too_large("The event is too large"),
+            TimelineError::BadContent(why) => ApiError::bad_json(why),
+            TimelineError::InvalidParam(why) => ApiError::invalid_param(why),
+            TimelineError::UnsupportedVersion(version) => ApiError::new(
+                bad,
+                ErrorCode::UnsupportedRoomVersion,
+                format_args!("Room version {version} is not supported"),
+            ),
+            TimelineError::InvalidRoomState(why) => ApiError::new(bad, ErrorCode::InvalidRoomState, why),
+            TimelineError::RoomInUse => {
+                ApiError::new(bad, ErrorCode::RoomInUse, "This room alias is already in use")
+            }
+            TimelineError::BadAlias(why) => ApiError::new(bad, ErrorCode::BadAlias, why),
+            TimelineError::BadState(why) => ApiError::new(bad, ErrorCode::BadState, why),
+            TimelineError::DuplicateAnnotation => ApiError::new(
+                bad,
+                ErrorCode::DuplicateAnnotation,
+                "You have already sent this reaction",
+            ),
+            TimelineError::Sealed(refusal) => ApiError::forbidden(refusal),
+            TimelineError::InviteBlocked => {
+                ApiError::custom(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "Invitations are blocked")
+            }
+            TimelineError::Remote { status, errcode, error } => remote(status, &errcode, &error),
+            TimelineError::Unreachable(why) => ApiError::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                format_args!("No server of the room could help: {why}"),
+            ),
+            TimelineError::IncompatibleVersion(version) => ApiError::new(
+                bad,
+                ErrorCode::IncompatibleRoomVersion,
+                format_args!("The room has version {version}, which is not supported"),
+            )
+            .with("room_version", version),
+            TimelineError::Raced => ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unknown,
+                "The room is too busy; try again",
+            ),
+        }
+    }
+}
+
+/// Another server's refusal. Its complaints about the request itself are ours to bear, not the client's.
+fn remote(status: u16, errcode: &str, error: &str) -> ApiError {
+    let ours = matches!(errcode, "M_MISSING_PARAM" | "M_INVALID_PARAM" | "M_BAD_JSON" | "M_NOT_JSON");
+    match StatusCode::from_u16(status) {
+        Ok(status) if status.is_client_error() && !ours && status != StatusCode::UNAUTHORIZED => {
+            ApiError::custom(status, errcode, error)
+        }
+        _ => ApiError::custom(StatusCode::BAD_GATEWAY, errcode, error),
+    }
+}
