@@ -10,6 +10,7 @@ use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
+use waxwing_services::timeline::Timeline;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
@@ -93,7 +94,8 @@ impl App {
         let core = core(config, key).await?;
         let appservices = Arc::new(Appservices::default());
         let accounts = Arc::new(Accounts::new(core.clone(), appservices));
-        let api = Api::new(Parts { core: core.clone(), limits: limits(config), accounts });
+        let timeline = Timeline::new(core.clone(), None);
+        let api = Api::new(Parts { core: core.clone(), limits: limits(config), accounts, timeline });
         let client = waxwing_api::client_router(api.clone());
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token: None, core })

@@ -3,6 +3,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::accounts::Accounts;
+use waxwing_services::timeline::Timeline;
 
 /// What handlers call. One line for each service.
 pub struct Parts {
@@ -12,6 +13,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Accounts, devices, tokens.
     pub accounts: Arc<Accounts>,
+    /// Rooms as they grow.
+    pub timeline: Timeline,
 }
 
 /// The state of every route: a handle to [`Parts`], cheap to clone.

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
-use waxwing_services::timeline::{Author, CreateRoom, Draft, JoinRoom, Preset, Removal, Repeatable, Timeline, TimelineError};
+use waxwing_services::timeline::{
+    Author, CreateRoom, Draft, JoinRoom, Preset, Removal, Repeatable, Timeline, TimelineError,
+};
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::{Fact, Store};
 
@@ -70,7 +72,11 @@ fn join(name: &str, room: &OwnedRoomId) -> JoinRoom {
 }
 
 fn text(sender: &str, body: &str) -> Draft {
-    Draft::message(user(sender), TimelineEventType::RoomMessage, raw(json!({"msgtype": "m.text", "body": body})))
+    Draft::message(
+        user(sender),
+        TimelineEventType::RoomMessage,
+        raw(json!({"msgtype": "m.text", "body": body})),
+    )
 }
 
 fn txn(id: &str) -> Option<Repeatable> {
@@ -81,13 +87,19 @@ fn txn(id: &str) -> Option<Repeatable> {
 async fn every_room_version_can_be_made_joined_and_spoken_in() {
     let server = server(true).await;
     for version in waxwing_rooms::version::SUPPORTED {
-        let room = server.timeline.create_room(wish("ann", Some(version.clone()), Preset::PublicChat)).await.unwrap();
+        let room = server
+            .timeline
+            .create_room(wish("ann", Some(version.clone()), Preset::PublicChat))
+            .await
+            .unwrap();
         server.timeline.join(join("bob", &room)).await.unwrap();
         // Joining again is no error.
         server.timeline.join(join("bob", &room)).await.unwrap();
         let bob = Author::new(user("bob"));
-        let event = server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
-        let again = server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
+        let event =
+            server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
+        let again =
+            server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
         assert_eq!(event, again, "a repeated request is one event");
         let ann = Author::new(user("ann"));
         let content = raw(json!({}));

@@ -2,6 +2,7 @@
 
 pub(crate) mod appservice;
 mod discovery;
+mod room;
 mod whoami;
 
 use crate::routes::RouterExt;
@@ -9,5 +10,5 @@ use crate::state::Api;
 use axum::Router;
 
 pub(crate) fn routes() -> Router<Api> {
-    Router::new().ruma(discovery::versions).ruma(whoami::whoami)
+    Router::new().ruma(discovery::versions).ruma(whoami::whoami).merge(room::routes())
 }

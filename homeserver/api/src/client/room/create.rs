@@ -24,10 +24,7 @@ struct InitialState {
 }
 
 /// Makes a room and invites those who shall be in it.
-pub async fn create_room(
-    api: Api,
-    args: Args<v3::Request>,
-) -> ApiResult<v3::Response> {
+pub async fn create_room(api: Api, args: Args<v3::Request>) -> ApiResult<v3::Response> {
     let request = args.request;
     let preset = match request.preset {
         Some(v3::RoomPreset::PublicChat) => Preset::PublicChat,

@@ -29,11 +29,9 @@ impl From<TimelineError> for ApiError {
             }
             TimelineError::BadAlias(why) => ApiError::new(bad, ErrorCode::BadAlias, why),
             TimelineError::BadState(why) => ApiError::new(bad, ErrorCode::BadState, why),
-            TimelineError::DuplicateAnnotation => ApiError::new(
-                bad,
-                ErrorCode::DuplicateAnnotation,
-                "You have already sent this reaction",
-            ),
+            TimelineError::DuplicateAnnotation => {
+                ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
+            }
             TimelineError::Sealed(refusal) => ApiError::forbidden(refusal),
             TimelineError::InviteBlocked => {
                 ApiError::custom(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "Invitations are blocked")

@@ -27,8 +27,9 @@ async fn find(
     match OwnedRoomId::try_from(id) {
         Ok(room) => Ok((room, via)),
         Err(alias) => {
-            let (room, servers) = api.resolve_alias(&alias).await?;
-            via.extend(servers);
+            let room = api.core.store.read().await?.alias_load(&alias).await?;
+            let room = room.ok_or_else(|| ApiError::not_found("There is no such room alias"))?;
+            via.retain(|server| *server != api.core.server_name);
             Ok((room, via))
         }
     }
@@ -68,10 +69,7 @@ pub async fn join(
 }
 
 /// `POST /knock/{roomIdOrAlias}`.
-pub async fn knock(
-    api: Api,
-    args: Args<knock_room::v3::Request>,
-) -> ApiResult<knock_room::v3::Response> {
+pub async fn knock(api: Api, args: Args<knock_room::v3::Request>) -> ApiResult<knock_room::v3::Response> {
     let request = args.request;
     let (room, via) = find(&api, request.room_id_or_alias, request.via).await?;
     let knock = JoinRoom {
@@ -85,10 +83,7 @@ pub async fn knock(
 }
 
 /// `POST /rooms/{roomId}/invite`.
-pub async fn invite(
-    api: Api,
-    args: Args<invite_user::v3::Request>,
-) -> ApiResult<invite_user::v3::Response> {
+pub async fn invite(api: Api, args: Args<invite_user::v3::Request>) -> ApiResult<invite_user::v3::Response> {
     let request = args.request;
     match request.recipient {
         invite_user::v3::InvitationRecipient::UserId(invited) => {
@@ -102,29 +97,20 @@ pub async fn invite(
 }
 
 /// `POST /rooms/{roomId}/leave`.
-pub async fn leave(
-    api: Api,
-    args: Args<leave_room::v3::Request>,
-) -> ApiResult<leave_room::v3::Response> {
+pub async fn leave(api: Api, args: Args<leave_room::v3::Request>) -> ApiResult<leave_room::v3::Response> {
     let request = args.request;
     api.timeline.leave(&author(&args.requester), &request.room_id, request.reason).await?;
     Ok(leave_room::v3::Response::new())
 }
 
 /// `POST /rooms/{roomId}/forget`.
-pub async fn forget(
-    api: Api,
-    args: Args<forget_room::v3::Request>,
-) -> ApiResult<forget_room::v3::Response> {
+pub async fn forget(api: Api, args: Args<forget_room::v3::Request>) -> ApiResult<forget_room::v3::Response> {
     api.timeline.forget(&args.requester.user_id, &args.request.room_id).await?;
     Ok(forget_room::v3::Response::new())
 }
 
 /// `POST /rooms/{roomId}/kick`.
-pub async fn kick(
-    api: Api,
-    args: Args<kick_user::v3::Request>,
-) -> ApiResult<kick_user::v3::Response> {
+pub async fn kick(api: Api, args: Args<kick_user::v3::Request>) -> ApiResult<kick_user::v3::Response> {
     let request = args.request;
     let author = author(&args.requester);
     api.timeline.remove(&author, &request.room_id, &request.user_id, Removal::Kick, request.reason).await?;
@@ -132,10 +118,7 @@ pub async fn kick(
 }
 
 /// `POST /rooms/{roomId}/ban`.
-pub async fn ban(
-    api: Api,
-    args: Args<ban_user::v3::Request>,
-) -> ApiResult<ban_user::v3::Response> {
+pub async fn ban(api: Api, args: Args<ban_user::v3::Request>) -> ApiResult<ban_user::v3::Response> {
     let request = args.request;
     let author = author(&args.requester);
     api.timeline.remove(&author, &request.room_id, &request.user_id, Removal::Ban, request.reason).await?;
@@ -143,10 +126,7 @@ pub async fn ban(
 }
 
 /// `POST /rooms/{roomId}/unban`.
-pub async fn unban(
-    api: Api,
-    args: Args<unban_user::v3::Request>,
-) -> ApiResult<unban_user::v3::Response> {
+pub async fn unban(api: Api, args: Args<unban_user::v3::Request>) -> ApiResult<unban_user::v3::Response> {
     let request = args.request;
     let author = author(&args.requester);
     api.timeline.remove(&author, &request.room_id, &request.user_id, Removal::Unban, request.reason).await?;
