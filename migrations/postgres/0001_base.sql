@@ -396,6 +396,7 @@ CREATE TABLE outbox (
     json TEXT,
     PRIMARY KEY (destination, position)
 );
+CREATE INDEX outbox_by_position ON outbox (position);
 
 -- Answers to transactions of other servers.
 CREATE TABLE inbound_transactions (

@@ -21,7 +21,7 @@ pub(crate) mod verify;
 pub use transaction::{TransactionError, TransactionResult};
 
 use moka::future::Cache;
-use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +107,22 @@ impl Inbound {
     ) -> Result<OwnedEventId, String> {
         let received = self.receive_one(origin, room, json).await;
         received.map_err(|trouble| trouble.to_remote())
+    }
+
+    /// Checks 1 to 3 alone, for an event of a room that we need not be in: an invitation. A content hash that does not
+    /// match is a reason to refuse it.
+    pub async fn verify_event(
+        &self,
+        room: &RoomId,
+        version: &RoomVersionId,
+        json: &serde_json::value::RawValue,
+    ) -> Result<(), String> {
+        let pdu = parse::parse(json, room, version)?;
+        let original = Arc::clone(&pdu.event.json);
+        let verified = verify::verify_all(&self.context.ring, version, vec![pdu]).await;
+        let mut verified = verified.map_err(|_| "internal error".to_owned())?;
+        let (_, event) = verified.pop().ok_or("not verified")?;
+        if event?.json.get() == original.get() { Ok(()) } else { Err("the content hash does not match".into()) }
     }
 
     async fn receive_one(

@@ -8,6 +8,7 @@ pub mod appservices;
 mod core;
 pub mod render;
 pub mod rooms_read;
+pub mod federation;
 pub mod timeline;
 pub mod visibility;
 

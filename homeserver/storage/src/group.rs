@@ -8,7 +8,7 @@ use crate::store::Inner;
 use crate::tx::{Buffers, Slot, Tx};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, OwnedServerName};
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -94,6 +94,7 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answer
                 inner.event_cache_put(Arc::clone(stored));
             }
             drop(tx);
+            inner.outbox_written(written.destinations);
             inner.publish(written.rows).await;
             Ok(answers)
         }
@@ -135,6 +136,7 @@ async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
 struct Written {
     rows: Vec<LogRow>,
     events: Vec<Arc<StoredEvent>>,
+    destinations: BTreeSet<OwnedServerName>,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
@@ -145,7 +147,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.transactions_insert(&buffers.transactions).await?;
     let below = buffers.events.iter().filter(|event| event.slot.is_none()).count() as i64;
     if buffers.log.is_empty() && below == 0 {
-        return Ok(Written { rows: Vec::new(), events: Vec::new() });
+        return Ok(Written { rows: Vec::new(), events: Vec::new(), destinations: BTreeSet::new() });
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
@@ -198,5 +200,6 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
         }
         events.push(stored);
     }
-    Written { rows, events }
+    let destinations = buffers.outbox.iter().map(|row| row.destination.clone()).collect();
+    Written { rows, events, destinations }
 }

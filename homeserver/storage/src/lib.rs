@@ -17,6 +17,7 @@ mod events;
 mod filters;
 mod group;
 mod keys;
+mod leases;
 mod log;
 mod members;
 mod migrate;
@@ -24,11 +25,13 @@ mod one_time_keys;
 mod people;
 mod profiles;
 mod pushers;
+mod outbox;
 mod queues;
 mod receipts;
 mod relations;
 mod reports;
 mod rooms;
+mod server_keys;
 mod sql;
 mod state;
 mod store;
@@ -52,7 +55,9 @@ pub use pushers::PusherRow;
 pub use receipts::ReceiptRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
 pub use reports::ReportRow;
+pub use outbox::{DestinationRow, Waiting};
 pub use rooms::RoomRow;
+pub use server_keys::ServerKeyRow;
 pub use state::StateReader;
 pub use store::Store;
 pub use tail::Tail;
@@ -62,25 +67,27 @@ pub use tx::{Place, Slot, TransactionKey, Tx};
 /// Every statement, by file: a test prepares each on both engines.
 #[doc(hidden)]
 pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
+    ("account_data", account_data::STATEMENTS),
     ("aliases", aliases::STATEMENTS),
     ("backups", backups::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
-    ("keys", keys::STATEMENTS),
-    ("account_data", account_data::STATEMENTS),
-    ("events", events::STATEMENTS),
     ("filters", filters::STATEMENTS),
+    ("keys", keys::STATEMENTS),
+    ("leases", leases::STATEMENTS),
     ("log", log::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
+    ("outbox", outbox::STATEMENTS),
     ("people", people::STATEMENTS),
     ("profiles", profiles::STATEMENTS),
     ("pushers", pushers::STATEMENTS),
     ("queues", queues::STATEMENTS),
-    ("relations", relations::STATEMENTS),
     ("receipts", receipts::STATEMENTS),
+    ("relations", relations::STATEMENTS),
     ("reports", reports::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
+    ("server_keys", server_keys::STATEMENTS),
     ("state", state::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),

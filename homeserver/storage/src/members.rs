@@ -15,6 +15,7 @@ statements! {
     OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
     LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
     SERVERS = "SELECT DISTINCT server FROM members WHERE room_id = $1 AND membership = 'join'";
+    OF_SERVER = "SELECT user_id FROM members WHERE server = $1 AND room_id = $2";
     ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
     COUNT = "SELECT membership, COUNT(*) FROM members WHERE room_id = $1 GROUP BY membership";
     COUNT_LOCAL = "SELECT COUNT(*) FROM members WHERE room_id = $1 AND membership = 'join' AND local";
@@ -119,6 +120,19 @@ impl Conn {
     /// The servers that have a joined user in `room`, this one too.
     pub async fn servers_in(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedServerName>> {
         Ok(ids(on_engine!(self, |c| sqlx::query_as(SERVERS).bind(room.as_str()).fetch_all(c).await)?))
+    }
+
+    /// The users of `server` that have, or had, any membership of `room`.
+    pub async fn members_of_server(
+        &mut self,
+        room: &RoomId,
+        server: &ServerName,
+    ) -> StoreResult<Vec<OwnedUserId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(OF_SERVER)
+            .bind(server.as_str())
+            .bind(room.as_str())
+            .fetch_all(c)
+            .await)?))
     }
 
     /// The rooms that `server` has a joined user in.

@@ -11,11 +11,11 @@ use crate::tx::Tx;
 use futures_util::future::BoxFuture;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use ruma::{EventId, OwnedEventId, OwnedRoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName};
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use waxwing_model::LogPosition;
 
 /// Bytes of events kept in memory.
@@ -42,6 +42,9 @@ pub(crate) struct Inner {
     pub tail: Tail,
     pub nodes: Arc<NodeCache>,
     pub events: Arc<EventCache>,
+    /// Destinations that committed rows of this node wait for, until somebody asks.
+    outbox: parking_lot::Mutex<BTreeSet<OwnedServerName>>,
+    outbox_changed: Notify,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
 }
@@ -68,6 +71,8 @@ impl Store {
             tail: Tail::new(head),
             nodes: Arc::new(NodeCache::new()),
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
+            outbox: parking_lot::Mutex::default(),
+            outbox_changed: Notify::new(),
             publishing: Mutex::new(()),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
@@ -156,6 +161,18 @@ impl Store {
         self.inner.catch_up().await
     }
 
+    /// The destinations for which this node has committed outbox rows since the last call; waits until there are some.
+    /// For one caller: each destination is told once.
+    pub async fn outbox_changed(&self) -> BTreeSet<OwnedServerName> {
+        loop {
+            let changed = std::mem::take(&mut *self.inner.outbox.lock());
+            if !changed.is_empty() {
+                return changed;
+            }
+            self.inner.outbox_changed.notified().await;
+        }
+    }
+
     /// Rows after `after` up to `upto`, from memory or from the database, oldest first. Those from the database come
     /// at most `limit` at a time and without their events.
     pub async fn log_rows(
@@ -173,6 +190,14 @@ impl Store {
 }
 
 impl Inner {
+    /// Outbox rows for these destinations are committed.
+    pub(crate) fn outbox_written(&self, destinations: BTreeSet<OwnedServerName>) {
+        if !destinations.is_empty() {
+            self.outbox.lock().extend(destinations);
+            self.outbox_changed.notify_one();
+        }
+    }
+
     pub(crate) fn event_cache_put(&self, stored: Arc<StoredEvent>) {
         self.events.insert(stored.event.event_id.clone(), stored);
     }

@@ -87,7 +87,7 @@ impl Timeline {
                                 authoriser.as_str().into(),
                             );
                         }
-                        Restricted::Elsewhere => return Ok(Way::Remote),
+                        Restricted::Elsewhere | Restricted::NoInviter => return Ok(Way::Remote),
                     }
                     let member = TimelineEventType::RoomMember;
                     let draft = Draft::state(user.clone(), member, user.as_str(), raw(&content)?);
@@ -210,8 +210,10 @@ pub(crate) enum Restricted {
     No,
     /// Yes, this one.
     By(OwnedUserId),
-    /// Yes, but nobody here may invite: another server must help.
+    /// This server does not see the rooms that admit: another server must help.
     Elsewhere,
+    /// Yes, but nobody here may invite: another server must help.
+    NoInviter,
 }
 
 /// Finds who of this server authorises a join by the membership of another room.
@@ -271,7 +273,7 @@ pub(crate) async fn authorise_restricted(
     Ok(locals
         .into_iter()
         .find(|member| power.can_invite(member))
-        .map_or(Restricted::Elsewhere, Restricted::By))
+        .map_or(Restricted::NoInviter, Restricted::By))
 }
 
 fn canonical(content: Map<String, Value>) -> Result<CanonicalJsonObject, TimelineError> {

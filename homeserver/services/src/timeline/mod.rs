@@ -1,13 +1,13 @@
 //! Rooms as they grow: sending, creating, membership, and taking in what other servers send.
 
-mod append;
+pub(crate) mod append;
 mod check;
 mod create;
-mod effects;
+pub(crate) mod effects;
 mod error;
 mod invite;
-mod join;
-mod membership;
+pub(crate) mod join;
+pub(crate) mod membership;
 mod persist;
 mod port;
 mod resolve;
