@@ -122,7 +122,11 @@ impl Inbound {
         let verified = verify::verify_all(&self.context.ring, version, vec![pdu]).await;
         let mut verified = verified.map_err(|_| "internal error".to_owned())?;
         let (_, event) = verified.pop().ok_or("not verified")?;
-        if event?.json.get() == original.get() { Ok(()) } else { Err("the content hash does not match".into()) }
+        if event?.json.get() == original.get() {
+            Ok(())
+        } else {
+            Err("the content hash does not match".into())
+        }
     }
 
     async fn receive_one(

@@ -6,9 +6,9 @@
 pub mod accounts;
 pub mod appservices;
 mod core;
+pub mod federation;
 pub mod render;
 pub mod rooms_read;
-pub mod federation;
 pub mod timeline;
 pub mod visibility;
 

@@ -187,11 +187,7 @@ impl crate::Tx {
     /// The destination is back.
     pub async fn destination_recovered(&mut self, destination: &ServerName) -> StoreResult<()> {
         let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(RECOVERED)
-            .bind(destination.as_str())
-            .execute(c)
-            .await
-            .map(|_| ()))?;
+        on_engine!(conn, |c| sqlx::query(RECOVERED).bind(destination.as_str()).execute(c).await.map(|_| ()))?;
         Ok(())
     }
 }

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use waxwing_federation::acl::ServerAcl;
 use waxwing_model::{Event, StateKey, state_key};
+use waxwing_rooms::redact;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::{ServerPresence, membership_of, server_may_see, visibility_of};
-use waxwing_rooms::redact;
 use waxwing_storage::{RoomRow, StoredEvent};
 
 impl Federation {
@@ -192,9 +192,11 @@ impl Federation {
         Ok(events
             .iter()
             .zip(may)
-            .filter_map(|(stored, may)| {
-                if may { Some(raw(stored)) } else { redacted(&stored.event, &row.version) }
-            })
+            .filter_map(
+                |(stored, may)| {
+                    if may { Some(raw(stored)) } else { redacted(&stored.event, &row.version) }
+                },
+            )
             .collect())
     }
 }

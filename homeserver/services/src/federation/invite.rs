@@ -110,7 +110,7 @@ impl Federation {
             return Ok(());
         }
         let config = conn.account_data_load(target, None, "m.invite_permission_config").await?;
-        let config = config.and_then(|json| serde_json::from_str::<Config>(json.get()).ok());
+        let config = config.and_then(|json| serde_json::from_str::<Config>(&json).ok());
         match config.and_then(|config| config.default_action).as_deref() {
             Some("block") => Err(FederationError::InviteBlocked),
             _ => Ok(()),
@@ -119,12 +119,8 @@ impl Federation {
 
     async fn keep_invitation(&self, invitation: &Invitation, event: &Event) -> Result<(), FederationError> {
         let Some(mut row) = member_row(event) else { return Ok(()) };
-        let mut state: Vec<Box<RawValue>> = invitation
-            .state
-            .iter()
-            .take(MAX_STATE)
-            .filter_map(|event| stripped::strip_raw(event))
-            .collect();
+        let mut state: Vec<Box<RawValue>> =
+            invitation.state.iter().take(MAX_STATE).filter_map(|event| stripped::strip_raw(event)).collect();
         state.extend(stripped::strip(event));
         let state = serde_json::to_string(&state)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;

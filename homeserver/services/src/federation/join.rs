@@ -3,16 +3,16 @@
 
 use super::access::raw;
 use super::{Federation, FederationError};
+use crate::timeline::TimelineError;
 use crate::timeline::append::{Draft, context, raw as raw_content, room_row, state_events};
 use crate::timeline::join::{Restricted, authorise_restricted};
-use crate::timeline::TimelineError;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
     UserId,
 };
-use serde_json::value::RawValue;
 use serde_json::Map;
+use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
@@ -166,7 +166,7 @@ impl Federation {
         let ids = self.state_ids_at(before).await?;
         let mut state = self.events_in_order(&ids).await?;
         if omit_members {
-            self.omit_members(&mut state, &stored.event.sender);
+            omit_members_of(&mut state, &stored.event.sender);
         }
         let mut with_join = state.clone();
         with_join.push(Arc::clone(&stored));
@@ -187,7 +187,9 @@ impl Federation {
 
     /// Adds our signature where the join needs it: one of our users lets the user into a restricted room.
     async fn co_sign(&self, row: &RoomRow, pdu: Pdu) -> Result<Box<RawValue>, FederationError> {
-        let Some(authoriser) = pdu.event.content_str(AUTHORISER) else { return Ok((*pdu.event.json).to_owned()) };
+        let Some(authoriser) = pdu.event.content_str(AUTHORISER) else {
+            return Ok((*pdu.event.json).to_owned());
+        };
         let authoriser = UserId::parse(authoriser)
             .map_err(|_| FederationError::InvalidParam(format!("{AUTHORISER} is no user")))?;
         if !self.core.is_local(&authoriser) {
@@ -227,11 +229,7 @@ impl Federation {
         json: &RawValue,
     ) -> Result<Arc<StoredEvent>, FederationError> {
         let before = self.core.store.read().await?.servers_in(room).await?;
-        let id = self
-            .inbound
-            .receive_event(origin, room, json)
-            .await
-            .map_err(FederationError::Forbidden)?;
+        let id = self.inbound.receive_event(origin, room, json).await.map_err(FederationError::Forbidden)?;
         let stored = self.core.store.event(&id).await?.ok_or(FederationError::NotFound("event"))?;
         if !stored.flags.visible() {
             return Err(FederationError::Forbidden("the room does not allow it".to_owned()));
@@ -273,29 +271,6 @@ impl Federation {
             .await
     }
 
-    /// Leaves members out that a client needs not at once: all but the sender's server's and, in a room without a
-    /// name, those that it is named after.
-    fn omit_members(&self, state: &mut Vec<Arc<StoredEvent>>, joiner: &UserId) {
-        let named = state.iter().any(|stored| {
-            stored.event.is_state_of(&StateEventType::RoomName, "")
-                || stored.event.is_state_of(&StateEventType::RoomCanonicalAlias, "")
-        });
-        let mut heroes = if named { 0 } else { HEROES };
-        state.retain(|stored| {
-            if stored.event.kind != TimelineEventType::RoomMember {
-                return true;
-            }
-            if stored.event.state_key.as_deref() == Some(joiner.as_str()) {
-                return true;
-            }
-            let present =
-                matches!(stored.event.content_str("membership").as_deref(), Some("join" | "invite"));
-            let hero = present && heroes > 0;
-            heroes -= usize::from(hero);
-            hero
-        });
-    }
-
     /// `send_knock`: gives what identifies the room, as full events.
     ///
     /// # Errors
@@ -313,6 +288,28 @@ impl Federation {
         let state = self.state_events(row.state_root, &stripped::keys(None)).await?;
         Ok(state.values().map(|event| (*event.json).to_owned()).collect())
     }
+}
+
+/// Leaves members out that a client needs not at once: all but the sender's server's and, in a room without a
+/// name, those that it is named after.
+fn omit_members_of(state: &mut Vec<Arc<StoredEvent>>, joiner: &UserId) {
+    let named = state.iter().any(|stored| {
+        stored.event.is_state_of(&StateEventType::RoomName, "")
+            || stored.event.is_state_of(&StateEventType::RoomCanonicalAlias, "")
+    });
+    let mut heroes = if named { 0 } else { HEROES };
+    state.retain(|stored| {
+        if stored.event.kind != TimelineEventType::RoomMember {
+            return true;
+        }
+        if stored.event.state_key.as_deref() == Some(joiner.as_str()) {
+            return true;
+        }
+        let present = matches!(stored.event.content_str("membership").as_deref(), Some("join" | "invite"));
+        let hero = present && heroes > 0;
+        heroes -= usize::from(hero);
+        hero
+    });
 }
 
 /// The field that names who lets a user into a restricted room.

@@ -138,8 +138,7 @@ impl DurableOutbox {
         let picked = if let Some(upto) = open {
             Picked { rows, upto, skipped: Vec::new() }
         } else {
-            let newest =
-                if limits.catch_up { Some(conn.outbox_newest(destination).await?) } else { None };
+            let newest = if limits.catch_up { Some(conn.outbox_newest(destination).await?) } else { None };
             pick(rows, limits, newest)
         };
         drop(conn);
@@ -180,7 +179,9 @@ impl DurableOutbox {
 
     async fn write_destination<F>(&self, name: &'static str, change: F) -> Result<(), StoreError>
     where
-        F: for<'t> Fn(&'t mut waxwing_storage::Tx) -> futures_util::future::BoxFuture<'t, Result<(), StoreError>>
+        F: for<'t> Fn(
+                &'t mut waxwing_storage::Tx,
+            ) -> futures_util::future::BoxFuture<'t, Result<(), StoreError>>
             + Send
             + Sync
             + 'static,
