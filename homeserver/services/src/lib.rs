@@ -3,13 +3,21 @@
 //!
 //! There is no bag of all services: each takes what it needs in its `new`.
 
+pub mod account_data;
 pub mod accounts;
 pub mod appservices;
 mod core;
 pub mod federation;
+pub mod outgoing;
+pub mod presence;
+pub mod profiles;
+pub mod push_rules;
+pub mod pushers;
+pub mod receipts;
 pub mod render;
 pub mod rooms_read;
 pub mod timeline;
+pub mod typing;
 pub mod visibility;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};

@@ -15,6 +15,7 @@ statements! {
     SET = "INSERT INTO profiles (user_id, field, value) VALUES ($1, $2, $3) ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value";
     REMOVE = "DELETE FROM profiles WHERE user_id = $1 AND field = $2";
     REMOVE_ALL = "DELETE FROM profiles WHERE user_id = $1";
+    OWNER = "SELECT EXISTS (SELECT 1 FROM users WHERE user_id = $1 AND NOT deactivated)";
     NAMED_LIKE = "SELECT DISTINCT user_id FROM profiles WHERE field = 'displayname' AND LOWER(value) LIKE $1 ESCAPE '!' ORDER BY user_id LIMIT $2";
 }
 
@@ -34,6 +35,13 @@ impl Conn {
         let found: Vec<(String, String)> =
             on_engine!(self, |c| sqlx::query_as(WHOLE).bind(user.as_str()).fetch_all(c).await)?;
         Ok(found.into_iter().collect())
+    }
+
+    /// Whether this is a user of this server whose account is in use.
+    pub async fn profile_owner_known(&mut self, user: &UserId) -> StoreResult<bool> {
+        let (known,): (bool,) =
+            on_engine!(self, |c| sqlx::query_as(OWNER).bind(user.as_str()).fetch_one(c).await)?;
+        Ok(known)
     }
 
     /// `displayname` and `avatar_url` of several users, as JSON by user and field.

@@ -1,0 +1,275 @@
+//! Receipts and read markers: how far users have read.
+//! <https://spec.matrix.org/v1.19/client-server-api/#receipts>
+
+use crate::Core;
+use crate::outgoing::Volatile;
+use crate::timeline::relation;
+use ruma::api::federation::transactions::edu::{ReceiptContent, ReceiptData};
+use ruma::events::receipt::{Receipt, ReceiptThread};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, UserId};
+use serde::Deserialize;
+use std::sync::Arc;
+use waxwing_federation::outbound::VolatileEdu;
+use waxwing_storage::{ReceiptRow, StoreError, StoredEvent};
+
+/// Relations followed from an event to its thread: by the specification.
+const MAX_HOPS: usize = 3;
+/// Receipts taken from one EDU: other servers send far fewer.
+const MAX_INCOMING: usize = 500;
+
+/// The type of the read marker among the account data.
+const FULLY_READ: &str = "m.fully_read";
+
+/// A kind of receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiptKind {
+    /// `m.read`: everybody sees it.
+    Read,
+    /// `m.read.private`: only its user sees it.
+    ReadPrivate,
+}
+
+impl ReceiptKind {
+    /// As the protocol writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReceiptKind::Read => "m.read",
+            ReceiptKind::ReadPrivate => "m.read.private",
+        }
+    }
+}
+
+/// Why a receipt was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Only who is in the room has read something there.
+    #[error("you are not in this room")]
+    NotInRoom,
+    /// There is no such event in the room.
+    #[error("event not found")]
+    NoEvent,
+    /// The thread does not fit the event.
+    #[error("{0}")]
+    BadThread(&'static str),
+}
+
+/// Takes receipts.
+#[derive(Clone)]
+pub struct Receipts {
+    core: Core,
+    outgoing: Arc<dyn Volatile>,
+}
+
+impl Receipts {
+    /// `outgoing` takes what other servers are told.
+    pub fn new(core: Core, outgoing: Arc<dyn Volatile>) -> Receipts {
+        Receipts { core, outgoing }
+    }
+
+    /// A user of this server has read up to `event`. A receipt never moves back: one that would is ignored.
+    ///
+    /// # Errors
+    /// [`ReceiptError::BadThread`] when the event does not belong to `thread`.
+    pub async fn read(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        kind: ReceiptKind,
+        thread: &ReceiptThread,
+        event: OwnedEventId,
+    ) -> Result<(), ReceiptError> {
+        self.must_be_joined(user, room).await?;
+        let stored = self.event_in(room, &event).await?;
+        self.check_thread(&stored, thread).await?;
+        let receipt = Receipt::new(MilliSecondsSinceUnixEpoch(UInt::new_saturating(self.core.now())));
+        let row = ReceiptRow {
+            room_id: room.to_owned(),
+            user_id: user.to_owned(),
+            kind: kind.as_str().to_owned(),
+            thread: thread.as_str().unwrap_or_default().to_owned(),
+            event_id: event.clone(),
+            event_sn: Some(stored.sn),
+            data: data_of(&receipt),
+        };
+        if self.put(row).await? && kind == ReceiptKind::Read {
+            self.tell_servers(user, room, thread, receipt, event).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the read marker, which is room account data. It never moves back.
+    ///
+    /// # Errors
+    /// [`ReceiptError::NoEvent`] for an event that is not in the room.
+    pub async fn mark_fully_read(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        event: OwnedEventId,
+    ) -> Result<(), ReceiptError> {
+        #[derive(Deserialize)]
+        struct Content {
+            event_id: OwnedEventId,
+        }
+        self.must_be_joined(user, room).await?;
+        let sn = self.event_in(room, &event).await?.sn;
+        let input = Arc::new((user.to_owned(), room.to_owned(), event));
+        self.core
+            .store
+            .write("read marker", Vec::new(), move |tx| {
+                let input = Arc::clone(&input);
+                Box::pin(async move {
+                    let (user, room, event) = &*input;
+                    let before = tx.account_data_load(user, Some(room), FULLY_READ).await?;
+                    if let Some(before) = before.and_then(|text| serde_json::from_str::<Content>(&text).ok())
+                    {
+                        let before = tx.events_load(&[before.event_id]).await?;
+                        if before.first().is_some_and(|before| before.sn >= sn) {
+                            return Ok(());
+                        }
+                    }
+                    let content = serde_json::json!({ "event_id": event }).to_string();
+                    Ok(tx.account_data_set(user, Some(room), FULLY_READ, &content).await?)
+                })
+            })
+            .await
+    }
+
+    /// Takes the receipts of another server's users. Those of users who are not in the room are dropped.
+    pub async fn take(&self, content: ReceiptContent) -> Result<(), ReceiptError> {
+        let mut taken = 0;
+        for (room, receipts) in content.receipts {
+            for (user, data) in receipts.read {
+                taken += 1;
+                if taken > MAX_INCOMING {
+                    tracing::debug!("an EDU with too many receipts was cut");
+                    return Ok(());
+                }
+                if self.core.is_local(&user) || self.must_be_joined(&user, &room).await.is_err() {
+                    continue;
+                }
+                self.take_one(&user, &room, data).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_one(&self, user: &UserId, room: &RoomId, data: ReceiptData) -> Result<(), ReceiptError> {
+        let Some(event_id) = data.event_ids.into_iter().next() else { return Ok(()) };
+        let stored = self.core.store.event(&event_id).await?.filter(|stored| stored.event.room_id == room);
+        let row = ReceiptRow {
+            room_id: room.to_owned(),
+            user_id: user.to_owned(),
+            kind: ReceiptKind::Read.as_str().to_owned(),
+            thread: data.data.thread.as_str().unwrap_or_default().to_owned(),
+            event_id,
+            event_sn: stored.map(|stored| stored.sn),
+            data: data_of(&data.data),
+        };
+        self.put(row).await.map(|_| ())
+    }
+
+    /// Keeps it unless it would move back. Returns whether it was kept.
+    async fn put(&self, row: ReceiptRow) -> Result<bool, ReceiptError> {
+        let row = Arc::new(row);
+        self.core
+            .store
+            .write("receipt", Vec::new(), move |tx| {
+                let row = Arc::clone(&row);
+                Box::pin(async move {
+                    let before = tx.receipt_load(&row.room_id, &row.user_id, &row.kind, &row.thread).await?;
+                    if let Some(before) = before {
+                        let back = match (before.event_sn, row.event_sn) {
+                            (Some(before), Some(now)) => now <= before,
+                            _ => before.event_id == row.event_id,
+                        };
+                        if back {
+                            return Ok(false);
+                        }
+                    }
+                    tx.receipt_set(&row).await?;
+                    Ok(true)
+                })
+            })
+            .await
+    }
+
+    async fn tell_servers(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        thread: &ReceiptThread,
+        mut receipt: Receipt,
+        event: OwnedEventId,
+    ) -> Result<(), ReceiptError> {
+        let servers = self.core.store.read().await?.servers_in(room).await?;
+        receipt.thread = thread.clone();
+        let data = ReceiptData::new(receipt, vec![event]);
+        for server in servers.iter().filter(|server| **server != self.core.server_name) {
+            let edu = VolatileEdu::Receipt(room.to_owned(), user.to_owned(), data.clone());
+            self.outgoing.push(server, edu);
+        }
+        Ok(())
+    }
+
+    async fn must_be_joined(&self, user: &UserId, room: &RoomId) -> Result<(), ReceiptError> {
+        let member = self.core.store.read().await?.member_load(room, user).await?;
+        match member {
+            Some(member) if member.membership == "join" => Ok(()),
+            _ => Err(ReceiptError::NotInRoom),
+        }
+    }
+
+    async fn event_in(&self, room: &RoomId, event: &OwnedEventId) -> Result<Arc<StoredEvent>, ReceiptError> {
+        let stored = self.core.store.event(event).await?;
+        stored.filter(|stored| stored.event.room_id == room).ok_or(ReceiptError::NoEvent)
+    }
+
+    /// <https://spec.matrix.org/v1.19/client-server-api/#threaded-read-receipts>
+    async fn check_thread(
+        &self,
+        stored: &Arc<StoredEvent>,
+        thread: &ReceiptThread,
+    ) -> Result<(), ReceiptError> {
+        match thread {
+            ReceiptThread::Unthreaded => Ok(()),
+            ReceiptThread::Main => match self.thread_of(stored).await? {
+                None => Ok(()),
+                Some(_) => Err(ReceiptError::BadThread("the event is not in the main timeline")),
+            },
+            ReceiptThread::Thread(root) => match self.thread_of(stored).await? {
+                Some(other) if other == *root => Ok(()),
+                None if stored.event.event_id == *root => Ok(()),
+                _ => Err(ReceiptError::BadThread("the event is not in this thread")),
+            },
+            _ => Err(ReceiptError::BadThread("thread_id must be `main` or the id of an event")),
+        }
+    }
+
+    /// The root of the thread that an event is in.
+    async fn thread_of(&self, stored: &Arc<StoredEvent>) -> Result<Option<OwnedEventId>, ReceiptError> {
+        let mut at = Arc::clone(stored);
+        for _ in 0..=MAX_HOPS {
+            let Some((parent, rel_type)) = relation(&at.event) else { return Ok(None) };
+            if rel_type == "m.thread" {
+                return Ok(Some(parent));
+            }
+            match self.core.store.event(&parent).await? {
+                Some(parent) if parent.event.room_id == stored.event.room_id => at = parent,
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What is kept of a receipt beside its key.
+fn data_of(receipt: &Receipt) -> String {
+    match receipt.ts {
+        Some(ts) => serde_json::json!({ "ts": ts }).to_string(),
+        None => "{}".to_owned(),
+    }
+}
