@@ -290,7 +290,9 @@ CREATE TABLE remote_device_lists (
     stream_id BIGINT NOT NULL,
     stale BOOLEAN NOT NULL,
     -- The log position from which on it holds: a room shared only since later does not vouch for it.
-    since BIGINT NOT NULL
+    since BIGINT NOT NULL,
+    -- Grows with each change told to us: a list that was asked for before a change is stale when it comes.
+    generation BIGINT NOT NULL
 );
 
 -- How many changes of each of our users' device lists other servers were told of.

@@ -6,8 +6,10 @@
 pub mod account_data;
 pub mod accounts;
 pub mod appservices;
+pub mod backups;
 mod core;
 pub mod federation;
+pub mod keys;
 pub mod outgoing;
 pub mod presence;
 pub mod profiles;
@@ -17,6 +19,7 @@ pub mod receipts;
 pub mod render;
 pub mod rooms_read;
 pub mod timeline;
+pub mod to_device;
 pub mod typing;
 pub mod visibility;
 

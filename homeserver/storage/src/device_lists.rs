@@ -4,7 +4,7 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::StoreResult;
 use crate::sql::{CHUNK, list, padded, statements};
-use ruma::{OwnedRoomId, OwnedUserId, ServerName, UserId};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use sqlx::AssertSqlSafe;
 use waxwing_model::LogPosition;
 
@@ -14,9 +14,11 @@ statements! {
     STREAM_NEXT = "INSERT INTO device_list_streams (user_id, stream_id) VALUES ($1, 1) ON CONFLICT (user_id) DO UPDATE SET stream_id = device_list_streams.stream_id + 1 RETURNING stream_id";
     COPIES = "SELECT l.user_id, l.stream_id FROM remote_device_lists l WHERE NOT l.stale AND EXISTS (SELECT 1 FROM members r WHERE r.user_id = l.user_id AND r.membership = 'join' AND r.sn <= l.since AND EXISTS (SELECT 1 FROM members o WHERE o.server = $1 AND o.membership = 'join' AND o.room_id = r.room_id AND o.sn <= l.since)) AND l.user_id IN ($list)";
     KNOWN = "SELECT DISTINCT r.user_id FROM members r WHERE r.membership = 'join' AND EXISTS (SELECT 1 FROM members o WHERE o.server = $1 AND o.membership = 'join' AND o.room_id = r.room_id) AND r.user_id IN ($list)";
-    COPY_PUT = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since) VALUES ($1, $2, FALSE, $3) ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, stale = FALSE, since = excluded.since";
-    COPY_ADVANCE = "UPDATE remote_device_lists SET stream_id = $2 WHERE user_id = $1";
-    COPY_STALE = "UPDATE remote_device_lists SET stale = TRUE WHERE user_id = $1";
+    COPY_GENERATION = "SELECT generation FROM remote_device_lists WHERE user_id = $1";
+    COPY_PUT = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, $2, FALSE, $3, $4) ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, stale = remote_device_lists.generation <> excluded.generation, since = excluded.since";
+    COPY_ADVANCE = "UPDATE remote_device_lists SET stream_id = $2, generation = generation + 1 WHERE user_id = $1";
+    COPY_STALE = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, 0, TRUE, 0, 1) ON CONFLICT (user_id) DO UPDATE SET stale = TRUE, generation = remote_device_lists.generation + 1";
+    SERVERS_ELSEWHERE = "SELECT DISTINCT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.room_id <> $2 AND a.membership = 'join' AND b.membership = 'join'";
 }
 
 /// One row of the log that matters to device lists; see [`crate::Fact::DeviceList`].
@@ -87,6 +89,29 @@ impl Conn {
         Ok(all)
     }
 
+    /// How often the user's server told us of changes; to be read before the list is asked for.
+    pub async fn remote_list_generation(&mut self, user: &UserId) -> StoreResult<i64> {
+        let found: Option<(i64,)> = on_engine!(self, |c| sqlx::query_as(COPY_GENERATION)
+            .bind(user.as_str())
+            .fetch_optional(c)
+            .await)?;
+        Ok(found.map_or(0, |(generation,)| generation))
+    }
+
+    /// The servers of the users who share a room other than `room` with `user`.
+    pub async fn servers_sharing_elsewhere(
+        &mut self,
+        user: &UserId,
+        room: &RoomId,
+    ) -> StoreResult<Vec<OwnedServerName>> {
+        let found: Vec<(String,)> = on_engine!(self, |c| sqlx::query_as(SERVERS_ELSEWHERE)
+            .bind(user.as_str())
+            .bind(room.as_str())
+            .fetch_all(c)
+            .await)?;
+        Ok(found.into_iter().filter_map(|(server,)| server.try_into().ok()).collect())
+    }
+
     /// Those of `users` who share a room with any user of `server`.
     pub async fn users_known_to(
         &mut self,
@@ -119,18 +144,21 @@ impl crate::Tx {
         Ok(stream)
     }
 
-    /// The whole list of a user of another server was fetched. `since`: the head of the log before it was asked for.
+    /// The whole list of a user of another server was fetched. `since` and `generation`: the head of the log, and
+    /// [`Conn::remote_list_generation`], before it was asked for.
     pub async fn remote_list_put(
         &mut self,
         user: &UserId,
         stream_id: i64,
         since: LogPosition,
+        generation: i64,
     ) -> StoreResult<()> {
         let conn = self.writing().await?;
         on_engine!(conn, |c| sqlx::query(COPY_PUT)
             .bind(user.as_str())
             .bind(stream_id)
             .bind(since.0)
+            .bind(generation)
             .execute(c)
             .await
             .map(|_| ()))?;
