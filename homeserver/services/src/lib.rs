@@ -16,6 +16,7 @@ pub mod profiles;
 pub mod push_rules;
 pub mod pushers;
 pub mod receipts;
+pub mod invite_permission;
 pub mod render;
 pub mod rooms_read;
 pub mod timeline;

@@ -79,8 +79,8 @@ fn text(sender: &str, body: &str) -> Draft {
     )
 }
 
-fn txn(id: &str) -> Option<Repeatable> {
-    Some(Repeatable { device: "D".to_owned(), endpoint: "send".to_owned(), txn_id: id.to_owned() })
+fn txn(id: &str) -> Repeatable {
+    Repeatable { device: "D".to_owned(), endpoint: "send".to_owned(), txn_id: id.to_owned() }
 }
 
 #[tokio::test]
@@ -96,10 +96,16 @@ async fn every_room_version_can_be_made_joined_and_spoken_in() {
         // Joining again is no error.
         server.timeline.join(join("bob", &room)).await.unwrap();
         let bob = Author::new(user("bob"));
-        let event =
-            server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
-        let again =
-            server.timeline.send(&bob, &room, text("bob", "hello"), txn(version.as_str())).await.unwrap();
+        let event = server
+            .timeline
+            .send(&bob, &room, text("bob", "hello"), Some(txn(version.as_str())))
+            .await
+            .unwrap();
+        let again = server
+            .timeline
+            .send(&bob, &room, text("bob", "hello"), Some(txn(version.as_str())))
+            .await
+            .unwrap();
         assert_eq!(event, again, "a repeated request is one event");
         let ann = Author::new(user("ann"));
         let content = raw(json!({}));
@@ -143,7 +149,10 @@ async fn many_senders_share_commits_and_keep_one_order() {
         let (timeline, room) = (server.timeline.clone(), room.clone());
         sends.push(tokio::spawn(async move {
             let draft = text("ann", &format!("{number}"));
-            timeline.send(&Author::new(user("ann")), &room, draft, txn(&number.to_string())).await.unwrap()
+            timeline
+                .send(&Author::new(user("ann")), &room, draft, Some(txn(&number.to_string())))
+                .await
+                .unwrap()
         }));
     }
     for send in sends {

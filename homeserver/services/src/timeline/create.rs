@@ -72,6 +72,9 @@ impl Timeline {
         if wanted.invite.len() > MAX_INVITES || wanted.initial_state.len() > MAX_INITIAL_STATE {
             return Err(TimelineError::InvalidParam("too many invitations or state events".to_owned()));
         }
+        for user in wanted.invite.iter().filter(|user| self.core.is_local(user)) {
+            self.invite_allowed(&wanted.author.user, user).await?;
+        }
         let profile = super::membership::profile_content(&self.core, &wanted.author.user).await?;
         let plan = Arc::new(Plan::of(self, wanted, version, profile)?);
         let core = self.core.clone();

@@ -4,6 +4,7 @@ use super::append::{Draft, append_built, prepare, raw, room_row, state_events};
 use super::error::TimelineError;
 use super::join::remote_error;
 use super::{Author, Timeline};
+use crate::invite_permission::{InviteVerdict, invite_verdict};
 use ruma::events::TimelineEventType;
 use ruma::{RoomId, RoomVersionId, UserId};
 use serde_json::value::RawValue;
@@ -43,6 +44,7 @@ impl Timeline {
         let member = TimelineEventType::RoomMember;
         let draft = Draft::state(author.user.clone(), member, target.as_str(), raw(&content)?);
         if self.core.is_local(target) {
+            self.invite_allowed(&author.user, target).await?;
             return self.invite_here(room, draft).await;
         }
         for _ in 0..ATTEMPTS {
@@ -58,6 +60,18 @@ impl Timeline {
             }
         }
         Err(TimelineError::Raced)
+    }
+
+    /// Whether a user of ours takes invitations of `inviter`.
+    pub(crate) async fn invite_allowed(
+        &self,
+        inviter: &UserId,
+        target: &UserId,
+    ) -> Result<(), TimelineError> {
+        match invite_verdict(&self.core, target, inviter).await? {
+            InviteVerdict::Block => Err(TimelineError::InviteBlocked),
+            InviteVerdict::Allow | InviteVerdict::Ignore => Ok(()),
+        }
     }
 
     async fn invite_here(&self, room: &RoomId, draft: Draft) -> Result<(), TimelineError> {

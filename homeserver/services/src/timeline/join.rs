@@ -52,8 +52,8 @@ impl Timeline {
 
     async fn join_here(&self, join: &JoinRoom) -> Result<Way, TimelineError> {
         let policy = self.seal_policy(&join.room, &join.author);
-        let mut content = join.content.clone();
-        content.extend(profile_content(&self.core, &join.author.user).await?);
+        let mut content = profile_content(&self.core, &join.author.user).await?;
+        content.extend(join.content.clone());
         content.insert("membership".to_owned(), "join".into());
         let input = Arc::new((join.clone(), content, policy));
         let core = self.core.clone();
@@ -104,8 +104,8 @@ impl Timeline {
         if servers.is_empty() {
             return Err(TimelineError::NoRoom);
         }
-        let mut content = join.content.clone();
-        content.extend(profile_content(&self.core, &join.author.user).await?);
+        let mut content = profile_content(&self.core, &join.author.user).await?;
+        content.extend(join.content.clone());
         let request = JoinRequest {
             room: join.room.clone(),
             user: join.author.user.clone(),
@@ -154,8 +154,8 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::join`].
     pub async fn knock(&self, knock: JoinRoom) -> Result<(), TimelineError> {
-        let mut content = knock.content.clone();
-        content.extend(profile_content(&self.core, &knock.author.user).await?);
+        let mut content = profile_content(&self.core, &knock.author.user).await?;
+        content.extend(knock.content.clone());
         if self.resident(&knock.room).await? {
             content.insert("membership".to_owned(), "knock".into());
             let user = knock.author.user.clone();

@@ -80,6 +80,11 @@ impl Timeline {
         let policy = self.seal_policy(room, author);
         sealed::check_local_send(&draft.kind, &draft.content, draft.state_key.as_deref(), &policy)?;
         super::check::state_content(&self.core, room, &draft).await?;
+        if draft.kind == TimelineEventType::RoomMember
+            && let Some(done) = self.set_membership(author, room, &draft).await?
+        {
+            return Ok(done);
+        }
         let core = self.core.clone();
         let room: OwnedRoomId = room.to_owned();
         let draft = Arc::new(draft);
@@ -97,6 +102,43 @@ impl Timeline {
                 })
             })
             .await
+    }
+
+    /// A membership set as state does what the membership endpoints do: invitations are signed elsewhere, joins
+    /// authorised. Gives the member event, or `None` where it is a state event like any other.
+    async fn set_membership(
+        &self,
+        author: &Author,
+        room: &RoomId,
+        draft: &Draft,
+    ) -> Result<Option<OwnedEventId>, TimelineError> {
+        let Some(target) = draft.state_key.as_deref().and_then(|key| UserId::parse(key).ok()) else {
+            return Err(TimelineError::BadContent("the state key must be a user id".to_owned()));
+        };
+        let content: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(draft.content.get())
+                .map_err(|error| TimelineError::BadContent(error.to_string()))?;
+        let now = self.core.store.read().await?.member_load(room, &target).await?;
+        let joined = now.is_some_and(|row| row.membership == "join");
+        match content.get("membership").and_then(serde_json::Value::as_str) {
+            Some("invite") if !joined => self.invite(author, room, &target, content).await?,
+            Some("join") if target == author.user && !joined => {
+                let join = super::JoinRoom {
+                    author: author.clone(),
+                    room: room.to_owned(),
+                    via: Vec::new(),
+                    content,
+                };
+                self.join(join).await?;
+            }
+            Some("leave") if target == author.user => {
+                let reason = content.get("reason").and_then(serde_json::Value::as_str).map(str::to_owned);
+                self.leave(author, room, reason).await?;
+            }
+            _ => return Ok(None),
+        }
+        let row = self.core.store.read().await?.member_load(room, &target).await?;
+        Ok(row.map(|row| row.event_id))
     }
 
     /// Where a redaction's target stands: below version 11 beside the content, later in it. Clients may write either.
