@@ -3,13 +3,18 @@
 use crate::config::{Config, Plaintext, Rate, Registration, RoomListPublication};
 use anyhow::Context;
 use axum::Router;
+use ruma::ServerName;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates};
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
+use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::timeline::Timeline;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
@@ -22,6 +27,8 @@ pub struct App {
     pub federation: Router,
     /// A token with which the first administrator registers, while there is no account.
     pub first_token: Option<String>,
+    /// What runs beside requests, until the token of [`App::build`] is cancelled.
+    tasks: Vec<JoinHandle<()>>,
     core: Core,
 }
 
@@ -69,6 +76,31 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+/// The part that speaks to other servers; none when federation is off.
+fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
+    if !config.federation.enabled {
+        return Ok(None);
+    }
+    let mut settings = FederationSettings {
+        allow_private: config.federation.allow_private_addresses,
+        user_agent: format!("Waxwing/{}", env!("CARGO_PKG_VERSION")),
+        ..FederationSettings::default()
+    };
+    for (server, address) in &config.federation.hosts {
+        let server = ServerName::parse(server)
+            .with_context(|| format!("federation.hosts: {server} is no server name"))?;
+        settings.hosts.insert(server, address.clone());
+    }
+    for path in &config.tls.extra_roots {
+        let cannot = || format!("cannot read the certificates in {}", path.display());
+        for certificate in CertificateDer::pem_file_iter(path).with_context(cannot)? {
+            settings.extra_roots.push(certificate.with_context(cannot)?.to_vec());
+        }
+    }
+    let outgoing = Outgoing::new(core, settings).map_err(|error| anyhow::anyhow!(error));
+    outgoing.context("cannot set up federation").map(Some)
+}
+
 /// The rate limits.
 fn limits(config: &Config) -> Limits {
     let rates = &config.rate_limits;
@@ -90,20 +122,40 @@ fn limits(config: &Config) -> Limits {
 
 impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
-    pub async fn build(config: &Config, key: KeyPair, _stop: CancellationToken) -> anyhow::Result<App> {
+    pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
         let appservices = Arc::new(Appservices::default());
         let accounts = Arc::new(Accounts::new(core.clone(), appservices));
-        let timeline = Timeline::new(core.clone(), None);
-        let api = Api::new(Parts { core: core.clone(), limits: limits(config), accounts, timeline });
+        let outgoing = outgoing(config, &core)?;
+        let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
+        let federation = outgoing.map(|outgoing| {
+            Federation::new(core.clone(), outgoing, timeline.clone(), Arc::new(Edus::new(core.clone())))
+        });
+        let api = Api::new(Parts {
+            core: core.clone(),
+            limits: limits(config),
+            accounts,
+            federation: federation.clone(),
+            timeline,
+        });
         let client = waxwing_api::client_router(api.clone());
+        let mut tasks = Vec::new();
+        if let Some(federation) = federation {
+            let stop = stop.clone();
+            tasks.push(tokio::spawn(async move { federation.run(stop).await }));
+        }
         let federation = waxwing_api::federation_router(api);
-        Ok(App { client, federation, first_token: None, core })
+        Ok(App { client, federation, first_token: None, tasks, core })
     }
 
     /// Closes the database: the last handle ends the task that commits. Requests have ended.
     pub async fn close(self) {
-        let App { core, .. } = self;
+        let App { core, tasks, .. } = self;
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task failed");
+            }
+        }
         drop(core);
     }
 }

@@ -3,6 +3,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::accounts::Accounts;
+use waxwing_services::federation::Federation;
 use waxwing_services::timeline::Timeline;
 
 /// What handlers call. One line for each service.
@@ -13,6 +14,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Accounts, devices, tokens.
     pub accounts: Arc<Accounts>,
+    /// Other servers; none when federation is off.
+    pub federation: Option<Federation>,
     /// Rooms as they grow.
     pub timeline: Timeline,
 }

@@ -1,7 +1,8 @@
 //! Small questions of other servers.
 
 use super::{Federation, FederationError};
-use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId};
+use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, UserId};
+use serde_json::{Map, Value};
 
 impl Federation {
     /// The room of an alias, and servers that are in it: `/query/directory`.
@@ -22,5 +23,33 @@ impl Federation {
         servers.retain(|server| *server != self.core.server_name);
         servers.insert(0, self.core.server_name.clone());
         Ok((room, servers))
+    }
+
+    /// A user's profile, or one field of it: `/query/profile`.
+    ///
+    /// # Errors
+    /// [`FederationError::NotFound`] for an unknown user or field.
+    pub async fn query_profile(
+        &self,
+        user: &UserId,
+        field: Option<&str>,
+    ) -> Result<Map<String, Value>, FederationError> {
+        if !self.core.is_local(user) {
+            return Err(FederationError::InvalidParam("the user is of another server".to_owned()));
+        }
+        let mut conn = self.core.store.read().await?;
+        let mut profile: Map<String, Value> = conn
+            .profile_load(user)
+            .await?
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, serde_json::from_str(&value).ok()?)))
+            .collect();
+        if let Some(field) = field {
+            profile.retain(|name, _| name == field);
+            if profile.is_empty() && !matches!(field, "displayname" | "avatar_url") {
+                return Err(FederationError::NotFound("profile field"));
+            }
+        }
+        Ok(profile)
     }
 }
