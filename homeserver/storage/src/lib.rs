@@ -6,6 +6,7 @@
 //! What it does not do: decide. It knows no authorisation, no protocol rules and no network.
 
 mod account_data;
+mod accounts;
 mod aliases;
 mod backups;
 mod bus;
@@ -28,6 +29,7 @@ mod profiles;
 mod pushers;
 mod queues;
 mod receipts;
+mod registration;
 mod relations;
 mod reports;
 mod rooms;
@@ -41,6 +43,7 @@ mod tokens;
 mod tx;
 
 pub use account_data::AccountDataEntry;
+pub use accounts::{DeviceRow, UserRow};
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
 pub use device_lists::DeviceListRow;
 pub use engine::{Conn, Engine};
@@ -54,6 +57,7 @@ pub use outbox::{DestinationRow, Waiting};
 pub use people::Person;
 pub use pushers::PusherRow;
 pub use receipts::ReceiptRow;
+pub use registration::RegistrationTokenRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
 pub use reports::ReportRow;
 pub use rooms::RoomRow;
@@ -61,7 +65,7 @@ pub use server_keys::ServerKeyRow;
 pub use state::StateReader;
 pub use store::Store;
 pub use tail::Tail;
-pub use tokens::{AccessTokenRow, TokenHash};
+pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 
 /// Every statement, by file: a test prepares each on both engines.
@@ -91,4 +95,6 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("state", state::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
+    ("accounts", accounts::STATEMENTS),
+    ("registration", registration::STATEMENTS),
 ];

@@ -1,37 +1,40 @@
 //! Accounts: who may do what, tokens, devices, registration and login.
 
+mod devices;
+mod error;
+mod names;
+mod openid;
+mod password;
 mod refresh;
+mod registration;
 mod requester;
+mod seen;
+mod sessions;
+mod standing;
 mod tokens;
+mod uia;
 
+pub use error::{AccountError, AuthError};
+pub use openid::OPENID_LIFETIME;
+pub use registration::{Made, NewAccount, SecretRegistration};
 pub use requester::Requester;
+pub use sessions::{DeviceWish, LOGIN_TOKEN_LIFETIME, Session};
+pub use standing::Standing;
 pub use tokens::token_hash;
+pub use uia::{UiaDone, UiaError, UiaRequest, stage};
+pub use waxwing_storage::{DeviceRow, RegistrationTokenRow, UserRow};
 
 use crate::Core;
 use crate::appservices::Appservices;
-use std::net::IpAddr;
 use std::sync::Arc;
 use tokens::TokenCache;
-use waxwing_storage::StoreError;
-
-/// Why a token is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthError {
-    /// Nobody has it, or it was taken away.
-    #[error("the access token is not known")]
-    Unknown,
-    /// It has expired; a refresh token or a new login for the same device helps.
-    #[error("the access token has expired")]
-    Expired,
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// Accounts.
 pub struct Accounts {
     core: Core,
     tokens: TokenCache,
+    seen: seen::Seen,
+    hasher: password::Hasher,
     appservices: Arc<Appservices>,
 }
 
@@ -39,7 +42,8 @@ impl Accounts {
     /// The service over `core`.
     pub fn new(core: Core, appservices: Arc<Appservices>) -> Accounts {
         let tokens = TokenCache::new(core.store.tail().head());
-        Accounts { core, tokens, appservices }
+        let hasher = password::Hasher::new(core.settings.password);
+        Accounts { core, tokens, seen: seen::Seen::default(), hasher, appservices }
     }
 
     /// Who speaks with this access token. From memory when it was asked before.
@@ -51,7 +55,4 @@ impl Accounts {
     pub fn appservices(&self) -> &Appservices {
         &self.appservices
     }
-
-    /// Remembers when, from where and with what a device was last seen.
-    pub fn seen(&self, _requester: &Requester, _address: IpAddr, _user_agent: Option<&str>) {}
 }
