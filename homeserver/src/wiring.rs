@@ -16,6 +16,7 @@ use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::timeline::Timeline;
+use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
@@ -131,12 +132,16 @@ impl App {
         let federation = outgoing.map(|outgoing| {
             Federation::new(core.clone(), outgoing, timeline.clone(), Arc::new(Edus::new(core.clone())))
         });
+        let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
+        let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
+        let reader = RoomReader::new(core.clone(), history, client);
         let api = Api::new(Parts {
             core: core.clone(),
             limits: limits(config),
             accounts,
             federation: federation.clone(),
             timeline,
+            reader,
         });
         let client = waxwing_api::client_router(api.clone());
         let mut tasks = Vec::new();

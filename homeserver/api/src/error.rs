@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::time::Duration;
 use waxwing_services::accounts::AuthError;
+use waxwing_services::rooms_read::ReadError;
 
 /// An error as it is sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +175,17 @@ impl From<DeserializationError> for ApiError {
             }
             // ruma leaves room for more kinds; all of them are parts of the request that cannot be read.
             other => ApiError::invalid_param(other),
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> ApiError {
+        match error {
+            ReadError::Store(error) => ApiError::internal(error),
+            error @ ReadError::Forbidden => ApiError::forbidden(error),
+            error @ ReadError::NotFound(_) => ApiError::not_found(error),
+            error @ ReadError::InvalidParam(_) => ApiError::invalid_param(error),
         }
     }
 }

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use http::Method;
 use ruma::api::path_builder::PathBuilder;
 use ruma::api::{IncomingRequest, OutgoingResponse, OutgoingResponseExt};
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tower_http::compression::CompressionLayer;
@@ -34,6 +35,15 @@ pub(crate) trait RouterExt: Sized {
         F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send;
 
+    /// The same for answers that ruma's type cannot express.
+    fn ruma_json<R, F, Fut, T>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<T>> + Send,
+        T: Serialize;
+
     /// The same, and also without the last variable of the path, which is then empty: state keys.
     fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self
     where
@@ -53,6 +63,25 @@ impl RouterExt for Router<Api> {
     {
         let paths = all_paths::<R>();
         register(self, Endpoint::of::<R>(&paths), paths, false, run(handler))
+    }
+
+    fn ruma_json<R, F, Fut, T>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Args<R>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<T>> + Send,
+        T: Serialize,
+    {
+        let paths = all_paths::<R>();
+        let run: Run = Arc::new(move |api, received| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                let args = typed::<R>(received)?;
+                Ok(axum::Json(handler(api, args).await?).into_response())
+            })
+        });
+        register(self, Endpoint::of::<R>(&paths), paths, false, run)
     }
 
     fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self

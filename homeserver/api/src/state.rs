@@ -5,6 +5,7 @@ use waxwing_services::Core;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::federation::Federation;
 use waxwing_services::timeline::Timeline;
+use waxwing_services::rooms_read::RoomReader;
 
 /// What handlers call. One line for each service.
 pub struct Parts {
@@ -18,6 +19,8 @@ pub struct Parts {
     pub federation: Option<Federation>,
     /// Rooms as they grow.
     pub timeline: Timeline,
+    /// Reading rooms.
+    pub reader: RoomReader,
 }
 
 /// The state of every route: a handle to [`Parts`], cheap to clone.

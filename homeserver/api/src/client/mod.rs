@@ -3,6 +3,7 @@
 pub(crate) mod appservice;
 mod discovery;
 mod room;
+mod reading;
 mod whoami;
 
 use crate::routes::RouterExt;
@@ -10,5 +11,9 @@ use crate::state::Api;
 use axum::Router;
 
 pub(crate) fn routes() -> Router<Api> {
-    Router::new().ruma(discovery::versions).ruma(whoami::whoami).merge(room::routes())
+    Router::new()
+        .ruma(discovery::versions)
+        .ruma(whoami::whoami)
+        .merge(room::routes())
+        .merge(reading::routes())
 }

@@ -20,7 +20,7 @@ pub use filter::EventFilter;
 pub use members::{JoinedMember, MemberQuery};
 pub use messages::{MessagesQuery, Page};
 pub use relations::{RelationPage, RelationsQuery, ThreadsQuery};
-pub use snapshot::RoomSnapshot;
+pub use snapshot::{NewEvents, RoomSnapshot};
 pub use state::StateEvent;
 pub use token::PageToken;
 

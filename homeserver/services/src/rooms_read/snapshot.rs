@@ -7,7 +7,24 @@ use crate::render::{Shown, Viewer, render};
 use ruma::RoomId;
 use ruma::events::StateEventType;
 use serde_json::value::RawValue;
+use std::sync::Arc;
+use std::time::Duration;
 use waxwing_rooms::visibility::membership_of;
+use waxwing_storage::StoredEvent;
+
+/// Events of one answer at most.
+const MAX_EVENTS: usize = 100;
+
+/// New events of one room.
+#[derive(Clone, Debug)]
+pub struct NewEvents {
+    /// The events, oldest first.
+    pub chunk: Vec<Box<RawValue>>,
+    /// From where.
+    pub start: String,
+    /// Where to go on.
+    pub end: String,
+}
 
 /// What `initialSync` of a room shows.
 #[derive(Clone, Debug)]
@@ -40,8 +57,13 @@ impl RoomReader {
         let seat = self.seat(&viewer.user, room).await?;
         let head = self.core.store.tail().head().0;
         let filter = EventFilter::default();
-        let route =
-            Route { forward: false, from: head, to: None, limit: limit.clamp(1, 100), filter: &filter };
+        let route = Route {
+            forward: false,
+            from: head,
+            to: None,
+            limit: limit.clamp(1, MAX_EVENTS),
+            filter: &filter,
+        };
         let mut walk = self.walk(&viewer.user, room, &seat, &route).await?;
         walk.events.reverse();
         let member = self.state_event(&seat.state, StateEventType::RoomMember, viewer.user.as_str()).await?;
@@ -61,26 +83,53 @@ impl RoomReader {
         })
     }
 
-    /// Events of a room after a place, for `/events?room_id=`: what a peeking client polls.
+    /// Events of a room after a place, for `/events?room_id=`: what a peeking client polls. Waits at most `wait` for
+    /// the first.
     ///
     /// # Errors
     /// [`ReadError::Forbidden`] for whoever may not read the room.
-    pub async fn events_after(
+    pub async fn events_wait(
         &self,
         viewer: &Viewer,
         room: &RoomId,
         from: Option<&str>,
-        limit: usize,
-    ) -> Result<(Vec<Box<RawValue>>, String), ReadError> {
+        wait: Duration,
+    ) -> Result<NewEvents, ReadError> {
+        let mut heads = self.core.store.tail().subscribe();
+        let mut from = match from {
+            Some(from) => PageToken::parse(from)?.0,
+            None => self.core.store.tail().head().0,
+        };
+        let start = PageToken(from).to_string();
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let head = heads.borrow_and_update().0;
+            let (events, end) = self.events_between(viewer, room, from, head).await?;
+            let waited = if events.is_empty() {
+                tokio::time::timeout_at(deadline, heads.changed()).await.is_ok_and(|changed| changed.is_ok())
+            } else {
+                false
+            };
+            if !waited {
+                let chunk = render(&self.core, viewer, &events, Shown::EVERYWHERE).await?;
+                return Ok(NewEvents { chunk, start, end: PageToken(end).to_string() });
+            }
+            from = end;
+        }
+    }
+
+    async fn events_between(
+        &self,
+        viewer: &Viewer,
+        room: &RoomId,
+        from: i64,
+        head: i64,
+    ) -> Result<(Vec<Arc<StoredEvent>>, i64), ReadError> {
         let seat = self.seat(&viewer.user, room).await?;
-        let head = self.core.store.tail().head().0;
-        let from = from.map(PageToken::parse).transpose()?.map_or(head, |token| token.0);
         let filter = EventFilter::default();
-        let route =
-            Route { forward: true, from, to: Some(head), limit: limit.clamp(1, 100), filter: &filter };
+        let route = Route { forward: true, from, to: Some(head), limit: MAX_EVENTS, filter: &filter };
         let walk = self.walk(&viewer.user, room, &seat, &route).await?;
-        let events = render(&self.core, viewer, &walk.events, Shown::EVERYWHERE).await?;
         let end = if walk.done { head.max(from) } else { walk.cursor };
-        Ok((events, PageToken(end).to_string()))
+        Ok((walk.events, end))
     }
 }

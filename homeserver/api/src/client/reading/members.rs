@@ -1,0 +1,54 @@
+use super::{raw_all, viewer};
+use crate::error::ApiResult;
+use crate::extract::Args;
+use crate::state::Api;
+use ruma::OwnedUserId;
+use ruma::api::client::membership::{get_member_events, joined_members as joined, joined_rooms as rooms};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use waxwing_services::rooms_read::MemberQuery;
+
+/// `GET /rooms/{roomId}/members`
+pub(super) async fn members(
+    api: Api,
+    args: Args<get_member_events::v3::Request>,
+) -> ApiResult<get_member_events::v3::Response> {
+    let request = &args.request;
+    let query = MemberQuery {
+        at: request.at.clone(),
+        membership: request.membership.as_ref().map(ToString::to_string),
+        not_membership: request.not_membership.as_ref().map(ToString::to_string),
+    };
+    let members = api.reader.members(&viewer(&args.requester), &request.room_id, &query).await?;
+    Ok(get_member_events::v3::Response::new(raw_all(members)))
+}
+
+/// The answer of `joined_members`. Old clients expect both fields, set or not.
+#[derive(Serialize)]
+pub(super) struct Joined {
+    joined: BTreeMap<OwnedUserId, Member>,
+}
+
+#[derive(Serialize)]
+struct Member {
+    display_name: Option<String>,
+    avatar_url: Option<String>,
+}
+
+/// `GET /rooms/{roomId}/joined_members`
+pub(super) async fn joined_members(api: Api, args: Args<joined::v3::Request>) -> ApiResult<Joined> {
+    let members = api.reader.joined_members(&args.requester.user_id, &args.request.room_id).await?;
+    let joined = members
+        .into_iter()
+        .map(|member| {
+            let shown = Member { display_name: member.display_name, avatar_url: member.avatar_url };
+            (member.user_id, shown)
+        })
+        .collect();
+    Ok(Joined { joined })
+}
+
+/// `GET /joined_rooms`
+pub(super) async fn joined_rooms(api: Api, args: Args<rooms::v3::Request>) -> ApiResult<rooms::v3::Response> {
+    Ok(rooms::v3::Response::new(api.reader.joined_rooms(&args.requester.user_id).await?))
+}

@@ -1,0 +1,50 @@
+//! What is left of the API of old for one room: a look at it, and waiting for its events.
+
+use super::{query_parameter, raw_all, viewer};
+use crate::error::ApiResult;
+use crate::extract::Args;
+use crate::state::Api;
+use ruma::api::client::peeking::get_current_state::v3::PaginationChunk;
+use ruma::api::client::peeking::{get_current_state, listen_to_new_events};
+use ruma::api::client::room::Visibility;
+use std::time::Duration;
+
+/// Events of one answer unless the client says otherwise.
+const DEFAULT_LIMIT: usize = 20;
+/// The longest that a request waits for events.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// `GET /rooms/{roomId}/initialSync`
+pub(super) async fn initial_sync(
+    api: Api,
+    args: Args<get_current_state::v3::Request>,
+) -> ApiResult<get_current_state::v3::Response> {
+    let room = args.request.room_id;
+    let limit = query_parameter(&args.parts, "limit").and_then(|limit| limit.parse().ok());
+    let snapshot =
+        api.reader.snapshot(&viewer(&args.requester), &room, limit.unwrap_or(DEFAULT_LIMIT)).await?;
+    let mut messages = PaginationChunk::new(raw_all(snapshot.messages), snapshot.end);
+    messages.start = Some(snapshot.start);
+    let mut response = get_current_state::v3::Response::new(room);
+    response.membership = snapshot.membership.map(|membership| membership.as_str().into());
+    response.visibility = Some(if snapshot.published { Visibility::Public } else { Visibility::Private });
+    response.state = raw_all(snapshot.state);
+    response.messages = Some(messages);
+    Ok(response)
+}
+
+/// `GET /events?room_id=`
+pub(super) async fn events(
+    api: Api,
+    args: Args<listen_to_new_events::v3::Request>,
+) -> ApiResult<listen_to_new_events::v3::Response> {
+    let request = args.request;
+    let wait = request.timeout.unwrap_or_default().min(MAX_WAIT);
+    let viewer = viewer(&args.requester);
+    let page = api.reader.events_wait(&viewer, &request.room_id, request.from.as_deref(), wait).await?;
+    let mut response = listen_to_new_events::v3::Response::new();
+    response.start = request.from.or(Some(page.start));
+    response.end = Some(page.end);
+    response.chunk = raw_all(page.chunk);
+    Ok(response)
+}
