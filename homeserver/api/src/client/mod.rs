@@ -2,8 +2,8 @@
 
 pub(crate) mod appservice;
 mod discovery;
-mod room;
 mod reading;
+mod room;
 mod whoami;
 
 use crate::routes::RouterExt;

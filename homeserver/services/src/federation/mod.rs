@@ -8,6 +8,7 @@ mod invite;
 mod join;
 mod keys;
 mod leave;
+mod older;
 mod outbox;
 mod queries;
 mod run;
