@@ -15,8 +15,8 @@ use waxwing_rooms::KeyPair;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
-use waxwing_services::timeline::Timeline;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
+use waxwing_services::timeline::Timeline;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::federation::Federation;
-use waxwing_services::timeline::Timeline;
 use waxwing_services::rooms_read::RoomReader;
+use waxwing_services::timeline::Timeline;
 
 /// What handlers call. One line for each service.
 pub struct Parts {
