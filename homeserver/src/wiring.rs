@@ -15,8 +15,14 @@ use waxwing_rooms::KeyPair;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
+use waxwing_services::keys::Keys;
+use waxwing_services::outgoing::{Nowhere, Volatile};
+use waxwing_services::presence::PresenceService;
+use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::timeline::Timeline;
+use waxwing_services::to_device::ToDevice;
+use waxwing_services::typing::Typing;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
@@ -102,6 +108,21 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
     outgoing.context("cannot set up federation").map(Some)
 }
 
+/// The services that other servers push to beside events.
+fn edus(core: &Core, outgoing: Option<&Outgoing>) -> Edus {
+    let volatile: Arc<dyn Volatile> = match outgoing {
+        Some(outgoing) => Arc::new(outgoing.sender.clone()),
+        None => Arc::new(Nowhere),
+    };
+    Edus {
+        typing: Typing::new(core.clone(), Arc::clone(&volatile)),
+        receipts: Receipts::new(core.clone(), Arc::clone(&volatile)),
+        presence: PresenceService::new(core.clone(), volatile),
+        keys: Keys::new(core.clone(), outgoing.map(|outgoing| Arc::new(outgoing.client.clone()))),
+        to_device: ToDevice::new(core.clone()),
+    }
+}
+
 /// The rate limits.
 fn limits(config: &Config) -> Limits {
     let rates = &config.rate_limits;
@@ -129,9 +150,9 @@ impl App {
         let accounts = Arc::new(Accounts::new(core.clone(), appservices));
         let outgoing = outgoing(config, &core)?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
-        let federation = outgoing.map(|outgoing| {
-            Federation::new(core.clone(), outgoing, timeline.clone(), Arc::new(Edus::new(core.clone())))
-        });
+        let edus = edus(&core, outgoing.as_ref());
+        let federation =
+            outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
         let reader = RoomReader::new(core.clone(), history, client);
@@ -142,6 +163,11 @@ impl App {
             federation: federation.clone(),
             timeline,
             reader,
+            typing: edus.typing,
+            receipts: edus.receipts,
+            presence: edus.presence,
+            keys: edus.keys,
+            to_device: edus.to_device,
         });
         let client = waxwing_api::client_router(api.clone());
         let mut tasks = Vec::new();

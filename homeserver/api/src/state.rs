@@ -4,8 +4,13 @@ use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::federation::Federation;
+use waxwing_services::keys::Keys;
+use waxwing_services::presence::PresenceService;
+use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::RoomReader;
 use waxwing_services::timeline::Timeline;
+use waxwing_services::to_device::ToDevice;
+use waxwing_services::typing::Typing;
 
 /// What handlers call. One line for each service.
 pub struct Parts {
@@ -21,6 +26,16 @@ pub struct Parts {
     pub timeline: Timeline,
     /// Reading rooms.
     pub reader: RoomReader,
+    /// Who types.
+    pub typing: Typing,
+    /// Who read what.
+    pub receipts: Receipts,
+    /// Who is there.
+    pub presence: PresenceService,
+    /// End-to-end keys.
+    pub keys: Keys,
+    /// Messages between devices.
+    pub to_device: ToDevice,
 }
 
 /// The state of every route: a handle to [`Parts`], cheap to clone.

@@ -1,6 +1,7 @@
 //! The server-server API: one line for each family of endpoints.
 //! <https://spec.matrix.org/v1.19/server-server-api/>
 
+mod devices;
 mod directory;
 mod error;
 mod history;
@@ -25,4 +26,5 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(history::routes())
         .merge(directory::routes())
         .merge(profile::routes())
+        .merge(devices::routes())
 }

@@ -2,11 +2,11 @@
 //! <https://spec.matrix.org/v1.19/server-server-api/#inviting-to-a-room>
 
 use super::{Federation, FederationError};
+use crate::invite_permission::{InviteVerdict, invite_verdict};
 use crate::timeline::effects::member_row;
 use crate::timeline::membership::resident_in;
 use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId, ServerName, UserId};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use waxwing_model::Event;
 use waxwing_rooms::format::Counts;
@@ -60,14 +60,17 @@ impl Federation {
         if let Some(row) = &resident {
             self.check_acl(row, origin).await?;
         }
-        self.check_wanted(&target, &pdu.event).await?;
+        let verdict = self.wanted(&target, &pdu.event).await?;
+        if verdict == InviteVerdict::Block {
+            return Err(FederationError::InviteBlocked);
+        }
         let mut object = pdu.object;
         sign::sign_event(&mut object, room_version, &self.core.server_name, &self.core.key)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
         let signed = serde_json::value::to_raw_value(&object)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
         // In a room of ours it arrives in a transaction, with its place in the graph.
-        if resident.is_none() {
+        if resident.is_none() && verdict == InviteVerdict::Allow {
             self.keep_invitation(&invitation, &pdu.event).await?;
         }
         Ok(signed)
@@ -97,24 +100,13 @@ impl Federation {
             .ok_or_else(|| invalid("the invited user is not of this server"))
     }
 
-    /// Whether the user takes invitations: `m.invite_permission_config`.
-    /// <https://spec.matrix.org/v1.19/client-server-api/#invite-permission>
-    async fn check_wanted(&self, target: &UserId, invite: &Event) -> Result<(), FederationError> {
-        #[derive(Deserialize)]
-        struct Config {
-            default_action: Option<String>,
-        }
-        let mut conn = self.core.store.read().await?;
-        let already = conn.member_load(&invite.room_id, target).await?;
+    /// Whether the user takes invitations by this inviter. One that was taken before is taken again.
+    async fn wanted(&self, target: &UserId, invite: &Event) -> Result<InviteVerdict, FederationError> {
+        let already = self.core.store.read().await?.member_load(&invite.room_id, target).await?;
         if already.is_some_and(|row| row.event_id == invite.event_id) {
-            return Ok(());
+            return Ok(InviteVerdict::Allow);
         }
-        let config = conn.account_data_load(target, None, "m.invite_permission_config").await?;
-        let config = config.and_then(|json| serde_json::from_str::<Config>(&json).ok());
-        match config.and_then(|config| config.default_action).as_deref() {
-            Some("block") => Err(FederationError::InviteBlocked),
-            _ => Ok(()),
-        }
+        Ok(invite_verdict(&self.core, target, &invite.sender).await?)
     }
 
     async fn keep_invitation(&self, invitation: &Invitation, event: &Event) -> Result<(), FederationError> {

@@ -20,6 +20,7 @@ pub use invite::Invitation;
 pub use join::{Joined, Template};
 
 use crate::Core;
+use crate::keys::Keys;
 use crate::timeline::Timeline;
 use outbox::DurableOutbox;
 use ruma::OwnedServerName;
@@ -32,7 +33,6 @@ use waxwing_federation::inbound::{Inbound, InboundParts};
 use waxwing_federation::keys::{KeyRing, KeyRingConfig, OwnKeys};
 use waxwing_federation::net::{AddressPolicy, SystemDns};
 use waxwing_federation::outbound::{Sender, SenderLimits};
-use waxwing_federation::ports::EduSink;
 use waxwing_federation::remote::RemoteMemberships;
 use waxwing_federation::signing::Identity;
 use waxwing_federation::transport::{HttpTransport, Transport, TransportConfig};
@@ -117,23 +117,29 @@ pub struct Federation {
     pub(crate) timeline: Timeline,
     outgoing: Outgoing,
     inbound: Inbound,
+    edus: Edus,
 }
 
 impl Federation {
     /// Puts the receiving side on top of the sending one.
-    pub fn new(core: Core, outgoing: Outgoing, timeline: Timeline, edus: Arc<dyn EduSink>) -> Federation {
+    pub fn new(core: Core, outgoing: Outgoing, timeline: Timeline, edus: Edus) -> Federation {
         let inbound = Inbound::new(InboundParts {
             client: outgoing.client.clone(),
             ring: Arc::clone(&outgoing.ring),
             timeline: Arc::new(timeline.clone()),
-            edus,
+            edus: Arc::new(edus.clone()),
         });
-        Federation { core, timeline, outgoing, inbound }
+        Federation { core, timeline, outgoing, inbound, edus }
     }
 
     /// The part that speaks to other servers.
     pub fn outgoing(&self) -> &Outgoing {
         &self.outgoing
+    }
+
+    /// End-to-end keys of our users.
+    pub fn keys(&self) -> &Keys {
+        &self.edus.keys
     }
 
     /// Receives transactions and fetches history.

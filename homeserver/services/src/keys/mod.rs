@@ -16,7 +16,7 @@ mod upload;
 
 pub use announce::{device_changed, device_removed, sharing_changed};
 pub use changes::{ListChanges, device_list_changes};
-pub use claim::{Claimed, Claims};
+pub use claim::{Claimed, ClaimedKeys, Claims};
 pub use cross_signing::SigningKeys;
 pub use error::KeysError;
 pub use query::{Queried, Wanted};
