@@ -37,6 +37,7 @@ mod server_keys;
 mod sql;
 mod state;
 mod store;
+mod sync_reads;
 mod tail;
 mod to_device;
 mod tokens;
@@ -64,6 +65,7 @@ pub use rooms::RoomRow;
 pub use server_keys::ServerKeyRow;
 pub use state::StateReader;
 pub use store::Store;
+pub use sync_reads::Hero;
 pub use tail::Tail;
 pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
@@ -93,6 +95,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("rooms", rooms::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
     ("state", state::STATEMENTS),
+    ("sync_reads", sync_reads::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
     ("accounts", accounts::STATEMENTS),

@@ -1,0 +1,88 @@
+//! Lookups that only readers of the log need: where folds start, which rooms changed, who a room is named after.
+
+use crate::engine::{Conn, on_engine};
+use crate::error::StoreResult;
+use crate::sql::{CHUNK, list, padded, statements};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use sqlx::AssertSqlSafe;
+use waxwing_model::LogPosition;
+
+statements! {
+    LOCAL_MEMBERSHIPS = "SELECT room_id, user_id, membership FROM members WHERE local AND membership IN ('join', 'invite', 'knock') AND NOT forgotten";
+    ROOMS_CHANGED = "SELECT DISTINCT room_id FROM log WHERE position > $1 AND position <= $2 AND room_id IN ($list)";
+    HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('join', 'invite') ORDER BY sn, user_id LIMIT 5";
+    FORMER_HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('leave', 'ban') ORDER BY sn, user_id LIMIT 5";
+    TO_DEVICE_NEWEST = "SELECT user_id, device_id, MAX(position) FROM to_device GROUP BY user_id, device_id";
+}
+
+/// Someone a room may be named after, and the member event.
+pub type Hero = (OwnedUserId, OwnedEventId);
+
+impl Conn {
+    /// Every membership (join, invite, knock) of this server's users: what a fold over the log starts from.
+    pub async fn local_memberships_all(&mut self) -> StoreResult<Vec<(OwnedRoomId, OwnedUserId, String)>> {
+        let found: Vec<(String, String, String)> =
+            on_engine!(self, |c| sqlx::query_as(LOCAL_MEMBERSHIPS).fetch_all(c).await)?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(room, user, membership)| {
+                Some((room.try_into().ok()?, user.try_into().ok()?, membership))
+            })
+            .collect())
+    }
+
+    /// Those of `rooms` that have rows after `after` and up to `upto`.
+    pub async fn log_rooms_changed(
+        &mut self,
+        rooms: &[OwnedRoomId],
+        after: LogPosition,
+        upto: LogPosition,
+    ) -> StoreResult<Vec<OwnedRoomId>> {
+        let mut changed = Vec::new();
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(ROOMS_CHANGED, 3, chunk.len());
+            let found: Vec<(String,)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(after.0).bind(upto.0);
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            changed.extend(found.into_iter().filter_map(|(room,)| OwnedRoomId::try_from(room).ok()));
+        }
+        Ok(changed)
+    }
+
+    /// Up to five others that a room without a name is named after: the first who joined or were invited, or, where
+    /// there is none, the first who left.
+    /// <https://spec.matrix.org/v1.19/client-server-api/#calculating-the-display-name-for-a-room>
+    pub async fn room_heroes(&mut self, room: &RoomId, viewer: &UserId) -> StoreResult<Vec<Hero>> {
+        for text in [HEROES, FORMER_HEROES] {
+            let found: Vec<(String, String)> = on_engine!(self, |c| sqlx::query_as(text)
+                .bind(room.as_str())
+                .bind(viewer.as_str())
+                .fetch_all(c)
+                .await)?;
+            if !found.is_empty() {
+                return Ok(found
+                    .into_iter()
+                    .filter_map(|(user, event)| Some((user.try_into().ok()?, event.try_into().ok()?)))
+                    .collect());
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// The newest to-device message that waits for each device that one waits for.
+    pub async fn to_device_newest(&mut self) -> StoreResult<Vec<(OwnedUserId, String, LogPosition)>> {
+        let found: Vec<(String, String, i64)> =
+            on_engine!(self, |c| sqlx::query_as(TO_DEVICE_NEWEST).fetch_all(c).await)?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(user, device, position)| {
+                Some((user.try_into().ok()?, device, LogPosition(position)))
+            })
+            .collect())
+    }
+}
