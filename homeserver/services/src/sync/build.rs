@@ -1,0 +1,82 @@
+//! One answer: the parts in order.
+
+use super::response::SyncResponse;
+use super::{Sync, SyncError, SyncRequest};
+use crate::folds::UserRooms;
+use crate::notifier::Follower;
+use crate::Core;
+use ruma::{OwnedUserId, UserId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use super::token::SyncToken;
+use waxwing_model::{Event, LogPosition};
+use waxwing_storage::StoreResult;
+
+/// Everything that the parts of one answer share.
+pub(super) struct Build<'a> {
+    pub sync: &'a Sync,
+    pub request: &'a SyncRequest,
+    pub follower: &'a Arc<Follower>,
+    /// Where the client is; none: nowhere.
+    pub since: Option<LogPosition>,
+    /// Where the answer ends.
+    pub upto: LogPosition,
+    /// The clock of what is not logged, where the answer ends.
+    pub clock: u64,
+    /// The user's rooms at `upto`.
+    pub rooms: Arc<UserRooms>,
+    /// The users whose messages are not shown.
+    pub ignored: Arc<BTreeSet<OwnedUserId>>,
+}
+
+impl<'a> Build<'a> {
+    pub async fn new(
+        sync: &'a Sync,
+        request: &'a SyncRequest,
+        follower: &'a Arc<Follower>,
+    ) -> StoreResult<Build<'a>> {
+        let clock = sync.ephemeral.clock();
+        let snapshot = sync.notifier.folds().snapshot(&request.viewer.user);
+        let since = request.since.map(|since| since.position);
+        // A token from a node that is ahead of this one: there is nothing new, and the token stays.
+        let upto = since.map_or(snapshot.upto, |since| since.max(snapshot.upto));
+        let ignored = sync.ignored.of(&sync.core, &request.viewer.user, upto).await?;
+        Ok(Build { sync, request, follower, since, upto, clock, rooms: snapshot.rooms, ignored })
+    }
+
+    pub fn core(&self) -> &Core {
+        &self.sync.core
+    }
+
+    pub fn user(&self) -> &UserId {
+        &self.request.viewer.user
+    }
+
+    /// Whether the event is kept from the viewer because its sender is ignored. State is shown all the same.
+    pub fn is_ignored(&self, event: &Event) -> bool {
+        event.state_key.is_none() && self.ignored.contains(&event.sender)
+    }
+
+    /// The whole answer.
+    pub async fn run(&self) -> Result<SyncResponse, SyncError> {
+        let mut answer = SyncResponse::default();
+        let window = self.window().await?;
+        let rooms = self.rooms(&window).await?;
+        answer.account_data.events = self.account_data(&window).await?;
+        answer.device_lists = self.device_lists(&window, &rooms).await?;
+        answer.presence.events = self.presence(&rooms).await;
+        answer.rooms = rooms.rooms;
+        let mut token = SyncToken::new(self.upto, self.clock);
+        if let Some(device) = &self.request.viewer.device {
+            let (messages, upto) = self.to_device(device).await?;
+            answer.to_device.events = messages;
+            token.to_device = upto;
+            let counts = self.sync.devices.counts(self.core(), self.user(), device, self.upto).await?;
+            answer.device_one_time_keys_count = counts.one_time.clone();
+            answer.device_unused_fallback_key_types = counts.fallback.clone();
+            answer.old_fallback_key_types = counts.fallback.clone();
+        }
+        answer.next_batch = token.to_string();
+        Ok(answer)
+    }
+}

@@ -1,0 +1,142 @@
+//! `/sync`: what happened for a user since a token, or everything there is to know without one.
+//!
+//! An answer is built from the tail of the log: only rooms in which something happened are looked at. The position in
+//! the token is where the [folds](crate::folds) stand; what lies in tables beside the log (account data, receipts)
+//! may be newer than it and is then sent again, which changes nothing for the client.
+//! <https://spec.matrix.org/v1.19/client-server-api/#syncing>
+
+mod account_data;
+mod build;
+mod devices;
+mod ephemeral;
+pub mod filter;
+mod invites;
+mod joined;
+mod lazy;
+mod left;
+mod rooms;
+mod state;
+mod summary;
+mod timeline;
+pub mod response;
+pub mod token;
+mod unread;
+mod window;
+
+pub use ephemeral::{EphemeralSource, NothingEphemeral, PresenceEvent};
+pub use filter::SyncFilter;
+pub use response::{StateWanted, SyncResponse};
+pub use token::{BadToken, SyncToken};
+pub use unread::{RoomUnread, Unread};
+
+use crate::Core;
+use crate::notifier::Notifier;
+use crate::render::Viewer;
+use build::Build;
+use ruma::UserId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use waxwing_storage::StoreError;
+
+/// A poll waits no longer than this, whatever the client asks: connections are cut by others after about that time.
+pub const MAX_TIMEOUT: Duration = Duration::from_mins(1);
+/// A sync with a token of another node waits so long for this one to reach it.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// What a client asks.
+#[derive(Clone, Debug)]
+pub struct SyncRequest {
+    /// Who, on which device.
+    pub viewer: Viewer,
+    /// Where the last answer ended; none: from the beginning.
+    pub since: Option<SyncToken>,
+    /// What is wanted.
+    pub filter: Arc<SyncFilter>,
+    /// All state of all joined rooms, changed or not.
+    pub full_state: bool,
+    /// How long to wait for news.
+    pub timeout: Duration,
+    /// Where in the timeline the state shall stand.
+    pub state: StateWanted,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The filter is neither JSON of a filter nor the id of one.
+    #[error("no such filter: {0}")]
+    BadFilter(String),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Answers syncs.
+pub struct Sync {
+    core: Core,
+    notifier: Arc<Notifier>,
+    ephemeral: Arc<dyn EphemeralSource>,
+    unread: Arc<Unread>,
+    ignored: account_data::IgnoredUsers,
+    lazy: lazy::SentMembers,
+    summaries: summary::Summaries,
+    devices: devices::Devices,
+}
+
+impl Sync {
+    /// Over the log that `notifier` follows; `ephemeral` knows who types and who is present.
+    pub fn new(core: Core, notifier: Arc<Notifier>, ephemeral: Arc<dyn EphemeralSource>) -> Sync {
+        Sync {
+            unread: Arc::new(Unread::new(core.clone())),
+            ignored: account_data::IgnoredUsers::default(),
+            lazy: lazy::SentMembers::default(),
+            summaries: summary::Summaries::default(),
+            devices: devices::Devices::default(),
+            core,
+            notifier,
+            ephemeral,
+        }
+    }
+
+    /// Unread counts, which others (push) share.
+    pub fn unread(&self) -> &Arc<Unread> {
+        &self.unread
+    }
+
+    /// The filter that a request names: JSON, or the id of a stored one.
+    ///
+    /// # Errors
+    /// [`SyncError::BadFilter`].
+    pub async fn filter(&self, user: &UserId, named: &str) -> Result<Arc<SyncFilter>, SyncError> {
+        let bad = |why: String| SyncError::BadFilter(why);
+        let json = if named.starts_with('{') {
+            named.to_owned()
+        } else {
+            let mut conn = self.core.store.read().await?;
+            conn.filter_load(user, named).await?.ok_or_else(|| bad("unknown id".to_owned()))?
+        };
+        SyncFilter::parse(&json).map(Arc::new).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Answers at once when there is news, or when the client has nothing yet; else when there is, or in time.
+    pub async fn sync(&self, request: &SyncRequest) -> Result<SyncResponse, SyncError> {
+        let started = Instant::now();
+        let deadline = started + request.timeout.min(MAX_TIMEOUT);
+        let follower = self.notifier.follow(&request.viewer.user);
+        if let Some(since) = &request.since {
+            self.notifier.reach(since.position, started + CATCH_UP).await;
+            self.acknowledge_to_device(request, since).await?;
+        }
+        // What was written before this request came shows in its answer.
+        self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;
+        loop {
+            let wakes = follower.wakes();
+            let answer = Build::new(self, request, &follower).await?.run().await?;
+            let now = request.since.is_none() || request.full_state || !answer.is_empty();
+            if now || !follower.wait(wakes, deadline).await {
+                return Ok(answer);
+            }
+        }
+    }
+}

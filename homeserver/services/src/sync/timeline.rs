@@ -1,0 +1,175 @@
+//! Which events of a room's timeline are shown.
+
+use super::build::Build;
+use super::response::Timeline;
+use crate::render::{Shown, render};
+use crate::rooms_read::PageToken;
+use crate::visibility::{LastJoined, visible_to};
+use ruma::events::TimelineEventType;
+use ruma::{OwnedEventId, RoomId};
+use serde_json::value::RawValue;
+use std::collections::HashSet;
+use std::sync::Arc;
+use waxwing_model::Event;
+use waxwing_storage::{Fact, LogRow, StoreResult, StoredEvent};
+
+/// Events looked at for one room at most, when a filter or the history's visibility leaves many out.
+const MAX_SCAN: usize = 1000;
+
+/// A stretch of a timeline, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Stretch {
+    pub events: Vec<Arc<StoredEvent>>,
+    pub limited: bool,
+    /// Where it begins.
+    pub start: i64,
+}
+
+impl Stretch {
+    pub fn contains(&self, id: &ruma::EventId) -> bool {
+        self.events.iter().any(|stored| stored.event.event_id == id)
+    }
+}
+
+/// Takes events, newest first, until there are enough.
+struct Picker<'a> {
+    build: &'a Build<'a>,
+    limit: usize,
+    /// Events that are not here: one that follows them stands behind a gap.
+    missing: HashSet<OwnedEventId>,
+    picked: Vec<Arc<StoredEvent>>,
+    limited: bool,
+}
+
+impl Picker<'_> {
+    /// Whether to go on.
+    fn take(&mut self, stored: &Arc<StoredEvent>) -> bool {
+        let event = &stored.event;
+        if !self.build.is_ignored(event) && self.build.request.filter.timeline(event) {
+            if self.picked.len() >= self.limit {
+                self.limited = true;
+                return false;
+            }
+            self.picked.push(Arc::clone(stored));
+        }
+        // A client must not think that what comes before the gap is followed directly by what comes after.
+        if event.prev_events.iter().any(|id| self.missing.contains(id)) {
+            self.limited = true;
+            return false;
+        }
+        true
+    }
+
+    fn done(mut self, else_start: i64) -> Stretch {
+        self.picked.reverse();
+        let start = self.picked.first().map_or(else_start, |stored| PageToken::before(stored.sn).0);
+        Stretch { events: self.picked, limited: self.limited, start }
+    }
+}
+
+impl Build<'_> {
+    async fn picker(&self, room: &RoomId, may_have_gaps: bool) -> StoreResult<Picker<'_>> {
+        let missing = if may_have_gaps {
+            self.core().store.read().await?.backward_extremities(room).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Picker {
+            build: self,
+            limit: self.request.filter.timeline_limit(),
+            missing: missing.into_iter().collect(),
+            picked: Vec::new(),
+            limited: false,
+        })
+    }
+
+    /// Only what comes from elsewhere, or brings us in, can follow events that are not here.
+    fn may_follow_gap(&self, event: &Event) -> bool {
+        !self.core().is_local(&event.sender) || event.kind == TimelineEventType::RoomMember
+    }
+
+    /// The stretch that these rows announce. With `last`, what the user may not see is left out.
+    pub async fn stretch_of_rows(
+        &self,
+        room: &RoomId,
+        rows: &[Arc<LogRow>],
+        last: Option<LastJoined>,
+    ) -> StoreResult<Stretch> {
+        let events = rows.iter().filter(|row| row.fact == Fact::Event).filter_map(|row| row.event.clone());
+        let mut events: Vec<Arc<StoredEvent>> = events.filter(|stored| stored.flags.visible()).collect();
+        if let Some(last) = last {
+            events = visible_to(self.core(), self.user(), last, events).await?;
+        }
+        let gaps = events.iter().any(|stored| self.may_follow_gap(&stored.event));
+        let mut picker = self.picker(room, gaps).await?;
+        for stored in events.iter().rev() {
+            if !picker.take(stored) {
+                break;
+            }
+        }
+        Ok(picker.done(self.upto.0))
+    }
+
+    /// The stretch that ends with the events below `before` and goes no further back than `floor`.
+    pub async fn stretch_backward(
+        &self,
+        room: &RoomId,
+        before: i64,
+        floor: Option<i64>,
+        last: LastJoined,
+    ) -> StoreResult<Stretch> {
+        let mut picker = self.picker(room, true).await?;
+        if picker.limit == 0 {
+            picker.limited = true;
+            return Ok(picker.done(before - 1));
+        }
+        let mut scanned = 0;
+        let mut at = before;
+        'scan: loop {
+            let chunk = (picker.limit + 1).max(20);
+            let events = self.core().store.read().await?.events_backward(room, at, chunk as i64).await?;
+            let complete = events.len() < chunk;
+            scanned += events.len();
+            at = events.last().map_or(at, |stored| stored.sn);
+            let below = |stored: &Arc<StoredEvent>| floor.is_some_and(|floor| stored.sn <= floor);
+            let reached = events.iter().any(below);
+            let events = events.into_iter().filter(|stored| !below(stored)).collect();
+            for stored in visible_to(self.core(), self.user(), last, events).await? {
+                if !picker.take(&stored) {
+                    break 'scan;
+                }
+            }
+            if complete || reached {
+                break;
+            }
+            if scanned >= MAX_SCAN {
+                picker.limited = true;
+                break;
+            }
+        }
+        Ok(picker.done(before - 1))
+    }
+
+    /// As the client gets it.
+    pub async fn show_timeline(&self, stretch: &Stretch) -> StoreResult<Timeline> {
+        let bundles = stretch.limited || self.since.is_none();
+        let shown = Shown { relations: bundles, ..Shown::TIMELINE };
+        Ok(Timeline {
+            events: self.show(&stretch.events, shown).await?,
+            limited: stretch.limited,
+            prev_batch: Some(PageToken(stretch.start).to_string()),
+        })
+    }
+
+    /// Events in the format and with the fields that the filter asks for.
+    pub async fn show(&self, events: &[Arc<StoredEvent>], shown: Shown) -> StoreResult<Vec<Box<RawValue>>> {
+        let filter = &self.request.filter;
+        let rendered = if filter.federation_format() {
+            let whole = |stored: &Arc<StoredEvent>| RawValue::from_string(stored.event.json.get().to_owned());
+            events.iter().filter_map(|stored| whole(stored).ok()).collect()
+        } else {
+            render(self.core(), &self.request.viewer, events, shown).await?
+        };
+        Ok(rendered.into_iter().map(|event| filter.shape(event)).collect())
+    }
+}
