@@ -166,7 +166,11 @@ impl Folds {
     }
 
     /// Whose device lists changed after `after` and up to `upto`; `None` when that is too long ago to know.
-    pub fn device_lists_changed(&self, after: LogPosition, upto: LogPosition) -> Option<HashSet<OwnedUserId>> {
+    pub fn device_lists_changed(
+        &self,
+        after: LogPosition,
+        upto: LogPosition,
+    ) -> Option<HashSet<OwnedUserId>> {
         let state = self.state.read();
         if after < state.device_lists_floor {
             return None;

@@ -159,9 +159,7 @@ impl Notifier {
         let follower = known.unwrap_or_else(|| {
             self.folds.at_rest(|head| {
                 let mut followers = self.followers.write();
-                Arc::clone(
-                    followers.entry(user.to_owned()).or_insert_with(|| Arc::new(Follower::new(head))),
-                )
+                Arc::clone(followers.entry(user.to_owned()).or_insert_with(|| Arc::new(Follower::new(head))))
             })
         });
         follower.last_used.store(self.core.now(), Ordering::Relaxed);
@@ -228,6 +226,9 @@ impl Notifier {
                 };
                 tell(&state, &followers, row, &mut note);
                 state.apply(row, effect);
+                if row.fact == Fact::DeviceList {
+                    tell_sharing(&state, &followers, row, &mut note);
+                }
                 // The one who came or went: known before or after, whichever has a membership.
                 tell_named(&followers, row, effect, &mut note);
             }
@@ -273,13 +274,18 @@ fn tell(state: &State, followers: &Followers, row: &LogRow, note: &mut impl FnMu
     }
 }
 
+/// Tells those in a room, and who left it, that someone came or went: whom they share a room with changed.
+fn tell_sharing(state: &State, followers: &Followers, row: &LogRow, note: &mut impl FnMut(&Arc<Follower>)) {
+    let Some(room) = &row.room else { return };
+    let joined = state.joined(room).into_iter().flatten();
+    for follower in joined.chain(&row.user).filter_map(|user| followers.get(user)) {
+        follower.device_list_changed(row.position);
+        note(follower);
+    }
+}
+
 /// Tells the users that the row names.
-fn tell_named(
-    followers: &Followers,
-    row: &LogRow,
-    effect: &Effect,
-    note: &mut impl FnMut(&Arc<Follower>),
-) {
+fn tell_named(followers: &Followers, row: &LogRow, effect: &Effect, note: &mut impl FnMut(&Arc<Follower>)) {
     if let Effect::DeviceList(users) = effect {
         for follower in users.iter().filter_map(|user| followers.get(user)) {
             follower.device_list_changed(row.position);

@@ -17,6 +17,7 @@ mod token;
 pub use around::{Context, TimestampHit};
 pub use error::ReadError;
 pub use filter::EventFilter;
+pub(crate) use filter::wildcard;
 pub use members::{JoinedMember, MemberQuery};
 pub use messages::{MessagesQuery, Page};
 pub use relations::{RelationPage, RelationsQuery, ThreadsQuery};

@@ -1,14 +1,14 @@
 //! One answer: the parts in order.
 
 use super::response::SyncResponse;
+use super::token::SyncToken;
 use super::{Sync, SyncError, SyncRequest};
+use crate::Core;
 use crate::folds::UserRooms;
 use crate::notifier::Follower;
-use crate::Core;
 use ruma::{OwnedUserId, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use super::token::SyncToken;
 use waxwing_model::{Event, LogPosition};
 use waxwing_storage::StoreResult;
 
@@ -21,8 +21,8 @@ pub(super) struct Build<'a> {
     pub since: Option<LogPosition>,
     /// Where the answer ends.
     pub upto: LogPosition,
-    /// The clock of what is not logged, where the answer ends.
-    pub clock: u64,
+    /// The clocks of what is not logged, typing and presence, where the answer ends.
+    pub clocks: (u64, u64),
     /// The user's rooms at `upto`.
     pub rooms: Arc<UserRooms>,
     /// The users whose messages are not shown.
@@ -35,13 +35,13 @@ impl<'a> Build<'a> {
         request: &'a SyncRequest,
         follower: &'a Arc<Follower>,
     ) -> StoreResult<Build<'a>> {
-        let clock = sync.ephemeral.clock();
+        let clocks = (sync.typing.clock(), sync.presence.clock());
         let snapshot = sync.notifier.folds().snapshot(&request.viewer.user);
         let since = request.since.map(|since| since.position);
         // A token from a node that is ahead of this one: there is nothing new, and the token stays.
         let upto = since.map_or(snapshot.upto, |since| since.max(snapshot.upto));
         let ignored = sync.ignored.of(&sync.core, &request.viewer.user, upto).await?;
-        Ok(Build { sync, request, follower, since, upto, clock, rooms: snapshot.rooms, ignored })
+        Ok(Build { sync, request, follower, since, upto, clocks, rooms: snapshot.rooms, ignored })
     }
 
     pub fn core(&self) -> &Core {
@@ -64,9 +64,9 @@ impl<'a> Build<'a> {
         let rooms = self.rooms(&window).await?;
         answer.account_data.events = self.account_data(&window).await?;
         answer.device_lists = self.device_lists(&window, &rooms).await?;
-        answer.presence.events = self.presence(&rooms).await;
+        answer.presence.events = self.presence(&window, &rooms).await?;
         answer.rooms = rooms.rooms;
-        let mut token = SyncToken::new(self.upto, self.clock);
+        let mut token = SyncToken::new(self.upto, self.clocks.0, self.clocks.1);
         if let Some(device) = &self.request.viewer.device {
             let (messages, upto) = self.to_device(device).await?;
             answer.to_device.events = messages;

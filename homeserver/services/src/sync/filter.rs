@@ -33,7 +33,8 @@ impl SyncFilter {
     /// Events of a room's timeline at most.
     pub fn timeline_limit(&self) -> usize {
         let limit = self.definition.room.timeline.limit;
-        limit.map_or(DEFAULT_TIMELINE, |limit| usize::try_from(u64::from(limit)).unwrap_or(MAX_TIMELINE))
+        limit
+            .map_or(DEFAULT_TIMELINE, |limit| usize::try_from(u64::from(limit)).unwrap_or(MAX_TIMELINE))
             .min(MAX_TIMELINE)
     }
 
@@ -158,9 +159,8 @@ fn copy_field(from: &Map<String, Value>, path: &[String], to: &mut Map<String, V
     if part.is_empty() {
         return;
     }
-    match to.entry(first.clone()).or_insert_with(|| Value::Object(Map::new())) {
-        Value::Object(there) => merge(there, part),
-        _ => {}
+    if let Value::Object(there) = to.entry(first.clone()).or_insert_with(|| Value::Object(Map::new())) {
+        merge(there, part);
     }
 }
 
@@ -179,7 +179,10 @@ fn room_event(filter: &RoomEventFilter, event: &Event) -> bool {
         && kind_matches(filter.types.as_deref(), &filter.not_types, &event.kind.to_string())
         && !filter.not_senders.contains(&event.sender)
         && filter.senders.as_ref().is_none_or(|senders| senders.contains(&event.sender))
-        && filter.url_filter.as_ref().is_none_or(|wanted| has_url(event) == (*wanted == UrlFilter::EventsWithUrl))
+        && filter
+            .url_filter
+            .as_ref()
+            .is_none_or(|wanted| has_url(event) == (*wanted == UrlFilter::EventsWithUrl))
 }
 
 fn has_url(event: &Event) -> bool {

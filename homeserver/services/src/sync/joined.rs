@@ -44,12 +44,13 @@ impl Build<'_> {
         let state = self.joined_state(room, &view, &stretch, &summary).await?;
         let ephemeral = self.ephemeral(room, &view).await?;
         let account_data = self.room_account_data(room, rows, view.anew || self.request.full_state).await?;
-        let read = rows.iter().any(|row| row.fact == Fact::Receipt && row.user.as_deref() == Some(self.user()));
+        let read =
+            rows.iter().any(|row| row.fact == Fact::Receipt && row.user.as_deref() == Some(self.user()));
         let something = view.whole
             || read
             || stretch.limited
             || !stretch.events.is_empty()
-            || state.len() > 0
+            || !state.is_empty()
             || !ephemeral.is_empty()
             || !account_data.is_empty();
         if !something {

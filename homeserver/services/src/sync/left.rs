@@ -10,7 +10,6 @@ use crate::rooms_read::PageToken;
 use crate::visibility::{LastJoined, last_stay};
 use ruma::RoomId;
 use std::sync::Arc;
-use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{Fact, StoreResult, StoredEvent};
 
 impl Build<'_> {
@@ -86,11 +85,7 @@ impl Build<'_> {
     }
 
     /// The root of the state with the leave in it, and all entries of that state.
-    async fn state_at_leave(
-        &self,
-        leave: Option<&StoredEvent>,
-        stretch: &Stretch,
-    ) -> StoreResult<Entries> {
+    async fn state_at_leave(&self, leave: Option<&StoredEvent>, stretch: &Stretch) -> StoreResult<Entries> {
         let Some((leave, root)) = leave.and_then(|leave| Some((leave, leave.state_before?))) else {
             return Ok(Entries::new());
         };
@@ -127,10 +122,5 @@ impl Build<'_> {
             shown.rooms.leave.insert(row.room_id.clone(), entry);
         }
         Ok(())
-    }
-
-    /// The root of a room's current state.
-    pub async fn current_root(&self, room: &RoomId) -> StoreResult<Option<NodeId>> {
-        Ok(self.core().store.read().await?.room_load(room).await?.map(|row| row.state_root))
     }
 }

@@ -14,16 +14,15 @@ mod invites;
 mod joined;
 mod lazy;
 mod left;
+pub mod response;
 mod rooms;
 mod state;
 mod summary;
 mod timeline;
-pub mod response;
 pub mod token;
 mod unread;
 mod window;
 
-pub use ephemeral::{EphemeralSource, NothingEphemeral, PresenceEvent};
 pub use filter::SyncFilter;
 pub use response::{StateWanted, SyncResponse};
 pub use token::{BadToken, SyncToken};
@@ -31,7 +30,9 @@ pub use unread::{RoomUnread, Unread};
 
 use crate::Core;
 use crate::notifier::Notifier;
+use crate::presence::PresenceService;
 use crate::render::Viewer;
+use crate::typing::Typing;
 use build::Build;
 use ruma::UserId;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ pub enum SyncError {
 pub struct Sync {
     core: Core,
     notifier: Arc<Notifier>,
-    ephemeral: Arc<dyn EphemeralSource>,
+    typing: Typing,
+    presence: PresenceService,
     unread: Arc<Unread>,
     ignored: account_data::IgnoredUsers,
     lazy: lazy::SentMembers,
@@ -85,8 +87,10 @@ pub struct Sync {
 }
 
 impl Sync {
-    /// Over the log that `notifier` follows; `ephemeral` knows who types and who is present.
-    pub fn new(core: Core, notifier: Arc<Notifier>, ephemeral: Arc<dyn EphemeralSource>) -> Sync {
+    /// Over the log that `notifier` follows. Starts the tasks that wake syncs for typing and presence; they end with
+    /// the notifier.
+    pub fn new(core: Core, notifier: Arc<Notifier>, typing: Typing, presence: PresenceService) -> Sync {
+        ephemeral::wake(&core, &notifier, &typing, &presence);
         Sync {
             unread: Arc::new(Unread::new(core.clone())),
             ignored: account_data::IgnoredUsers::default(),
@@ -95,7 +99,8 @@ impl Sync {
             devices: devices::Devices::default(),
             core,
             notifier,
-            ephemeral,
+            typing,
+            presence,
         }
     }
 

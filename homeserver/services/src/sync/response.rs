@@ -142,13 +142,10 @@ impl StateSection {
         }
     }
 
-    /// How many events there are.
-    pub fn len(&self) -> usize {
-        [&self.state, &self.state_after, &self.old_state_after]
-            .into_iter()
-            .flatten()
-            .map(|events| events.events.len())
-            .sum()
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        let sections = [&self.state, &self.state_after, &self.old_state_after];
+        sections.into_iter().flatten().all(Events::is_empty)
     }
 }
 

@@ -46,7 +46,8 @@ impl Build<'_> {
         let changes = self.own_changes(window).await?;
         let mut joined: BTreeSet<OwnedRoomId> = BTreeSet::new();
         for (room, change) in &changes {
-            if self.rooms.get(room) == Some(&Membership::Join) && (!change.was_joined || change.absent_between)
+            if self.rooms.get(room) == Some(&Membership::Join)
+                && (!change.was_joined || change.absent_between)
             {
                 shown.newly_joined.insert(room.clone());
                 whole.insert(room.clone());
@@ -163,14 +164,12 @@ impl Build<'_> {
             let mut joined_between = false;
             let mut absent_between = false;
             for row in &rows {
-                match self.is_join(row).await? {
-                    true => joined_between = true,
-                    false => absent_between = true,
-                }
+                let joined = self.is_join(row).await?;
+                joined_between |= joined;
+                absent_between |= !joined;
             }
             let was_joined = self.was_joined_before(first).await?;
-            let change =
-                OwnChange { was_joined, joined_between, absent_between, last: Arc::clone(last) };
+            let change = OwnChange { was_joined, joined_between, absent_between, last: Arc::clone(last) };
             changes.insert(room.to_owned(), change);
         }
         Ok(changes)

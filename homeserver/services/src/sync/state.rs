@@ -153,7 +153,8 @@ impl Build<'_> {
             let mut members: Entries =
                 keys.into_iter().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
             if let Some(since) = sent {
-                let known = |id: &OwnedEventId| self.sync.lazy.was_sent(&self.request.viewer, room, id, since);
+                let known =
+                    |id: &OwnedEventId| self.sync.lazy.was_sent(&self.request.viewer, room, id, since);
                 members.retain(|_, id| !known(id));
             }
             if whole {
@@ -177,10 +178,7 @@ impl Build<'_> {
     }
 
     /// The events of these entries, those that the filter lets through.
-    pub async fn show_state(
-        &self,
-        entries: Entries,
-    ) -> StoreResult<Vec<Box<serde_json::value::RawValue>>> {
+    pub async fn show_state(&self, entries: Entries) -> StoreResult<Vec<Box<serde_json::value::RawValue>>> {
         let ids: Vec<OwnedEventId> = entries.into_values().collect();
         if ids.is_empty() {
             return Ok(Vec::new());

@@ -1,0 +1,210 @@
+//! What concerns one device: messages to it, how many keys it has left, and whose devices changed.
+
+use super::build::Build;
+use super::response::DeviceLists;
+use super::rooms::Shown;
+use super::window::Window;
+use super::{Sync, SyncError, SyncRequest, SyncToken};
+use crate::Core;
+use crate::keys::device_list_changes;
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma::events::StateEventType;
+use ruma::{OwnedUserId, UserId};
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use waxwing_model::LogPosition;
+use waxwing_storage::{Fact, LogRow, StoreResult, StoredEvent};
+
+/// To-device messages of one answer: more follow in the next.
+const MAX_MESSAGES: i64 = 100;
+/// Devices of which the key counts are kept.
+const DEVICES: usize = 50_000;
+
+/// Keys that a device has left.
+#[derive(Debug, Default)]
+pub(super) struct KeyCounts {
+    pub one_time: BTreeMap<String, u64>,
+    pub fallback: Vec<String>,
+}
+
+type Device = (OwnedUserId, String);
+
+/// What is remembered of devices.
+pub(super) struct Devices {
+    counts: Cache<Device, (LogPosition, Arc<KeyCounts>)>,
+    /// Up to where messages of a device were deleted.
+    deleted: Mutex<HashMap<Device, LogPosition>>,
+}
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices { counts: Cache::new(DEVICES), deleted: Mutex::default() }
+    }
+}
+
+impl Devices {
+    /// The device's key counts at `upto`, from memory when no row says that they changed.
+    pub async fn counts(
+        &self,
+        core: &Core,
+        user: &UserId,
+        device: &str,
+        upto: LogPosition,
+    ) -> StoreResult<Arc<KeyCounts>> {
+        let key = (user.to_owned(), device.to_owned());
+        if let Some((read, counts)) = self.counts.get(&key) {
+            let changed = |row: &Arc<LogRow>| {
+                matches!(row.fact, Fact::OneTimeKeys | Fact::Account)
+                    && row.reference.as_deref().is_none_or(|other| other == device)
+            };
+            let rows = core.store.tail().range_of_user(user, read, upto);
+            if rows.is_some_and(|rows| !rows.iter().any(changed)) {
+                self.counts.insert(key, (upto.max(read), Arc::clone(&counts)));
+                return Ok(counts);
+            }
+        }
+        let mut conn = core.store.read().await?;
+        let one_time = conn.one_time_key_counts(user, device).await?;
+        let fallback = conn.fallback_types_unused(user, device).await?;
+        let counts = Arc::new(KeyCounts { one_time, fallback });
+        self.counts.insert(key, (upto, Arc::clone(&counts)));
+        Ok(counts)
+    }
+}
+
+impl Sync {
+    /// The client came back with a token: it has the messages that were sent with it, and they go.
+    pub(super) async fn acknowledge_to_device(
+        &self,
+        request: &SyncRequest,
+        since: &SyncToken,
+    ) -> Result<(), SyncError> {
+        let Some(device) = &request.viewer.device else { return Ok(()) };
+        let key = (request.viewer.user.clone(), device.clone());
+        let folds = self.notifier.folds();
+        let Some(newest) = folds.to_device_newest(&key.0, &key.1) else { return Ok(()) };
+        let upto = since.to_device.min(newest);
+        if self.devices.deleted.lock().get(&key).is_some_and(|deleted| *deleted >= upto) {
+            return Ok(());
+        }
+        if self
+            .core
+            .store
+            .read()
+            .await?
+            .to_device_load(&key.0, &key.1, LogPosition::START, upto, 1)
+            .await?
+            .is_empty()
+        {
+            self.devices.deleted.lock().insert(key, upto);
+            return Ok(());
+        }
+        let (user, name) = key.clone();
+        self.core
+            .store
+            .write("to-device received", Vec::new(), move |tx| {
+                let (user, name) = (user.clone(), name.clone());
+                Box::pin(async move {
+                    tx.to_device_delete_upto(&user, &name, upto).await?;
+                    Ok::<_, waxwing_storage::StoreError>(())
+                })
+            })
+            .await?;
+        self.devices.deleted.lock().insert(key, upto);
+        Ok(())
+    }
+}
+
+impl Build<'_> {
+    /// Messages to the device, and up to where they go.
+    pub async fn to_device(&self, device: &str) -> StoreResult<(Vec<Box<RawValue>>, LogPosition)> {
+        let after = self.request.since.map_or(LogPosition::START, |since| since.to_device);
+        let newest = self.sync.notifier.folds().to_device_newest(self.user(), device);
+        if newest.is_none_or(|newest| newest <= after) {
+            return Ok((Vec::new(), self.upto));
+        }
+        let mut conn = self.core().store.read().await?;
+        let found = conn.to_device_load(self.user(), device, after, self.upto, MAX_MESSAGES).await?;
+        drop(conn);
+        let cut = found.len() as i64 == MAX_MESSAGES;
+        let upto = found.last().filter(|_| cut).map_or(self.upto, |(position, _)| *position);
+        Ok((found.into_iter().map(|(_, message)| message).collect(), upto))
+    }
+
+    /// Whose devices changed since the last answer, and with whom no room is shared any more.
+    pub async fn device_lists(&self, window: &Window, shown: &Shown) -> StoreResult<DeviceLists> {
+        let Some(since) = self.since else { return Ok(DeviceLists::default()) };
+        let mut lists = if self.follower.device_lists_changed(since) {
+            let changes = device_list_changes(&self.core().store, self.user(), since, self.upto).await?;
+            (changes.changed, changes.left)
+        } else {
+            (BTreeSet::new(), BTreeSet::new())
+        };
+        self.sharing_changes(window, shown, &mut lists).await?;
+        let (changed, left) = lists;
+        Ok(DeviceLists {
+            left: left.into_iter().filter(|user| !changed.contains(user)).collect(),
+            changed: changed.into_iter().collect(),
+        })
+    }
+
+    /// Adds those who came to share a room with the user, or ceased to, by what happened in rooms.
+    async fn sharing_changes(
+        &self,
+        window: &Window,
+        shown: &Shown,
+        (changed, left): &mut (BTreeSet<OwnedUserId>, BTreeSet<OwnedUserId>),
+    ) -> StoreResult<()> {
+        let (mut came, mut went) = (BTreeSet::new(), BTreeSet::new());
+        for (room, rows) in &window.rooms {
+            if !self.rooms.contains_key(room) || shown.newly_joined.contains(room) {
+                continue;
+            }
+            for row in rows.rows().iter().filter(|row| row.fact == Fact::Event) {
+                let (Some(user), Some(stored)) = (&row.user, &row.event) else { continue };
+                if user == self.user() {
+                    continue;
+                }
+                let joined = stored.event.content_str("membership").as_deref() == Some("join");
+                if joined != self.was_joined_at(stored, user).await? {
+                    if joined {
+                        came.insert(user.clone())
+                    } else {
+                        went.insert(user.clone())
+                    };
+                }
+            }
+        }
+        for (rooms, users) in [(&shown.newly_joined, &mut came), (&shown.newly_left, &mut went)] {
+            for room in rooms {
+                let members = self.core().store.read().await?.members_of(room, "join").await?;
+                users.extend(members.into_iter().map(|row| row.user_id));
+            }
+        }
+        came.remove(self.user());
+        went.remove(self.user());
+        if came.is_empty() && went.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<OwnedUserId> = came.union(&went).cloned().collect();
+        let mut conn = self.core().store.read().await?;
+        let sharing: BTreeSet<OwnedUserId> =
+            conn.users_sharing_among(self.user(), &asked).await?.into_iter().collect();
+        changed.extend(came.into_iter().filter(|user| sharing.contains(user)));
+        left.extend(went.into_iter().filter(|user| !sharing.contains(user)));
+        Ok(())
+    }
+
+    async fn was_joined_at(&self, stored: &StoredEvent, user: &UserId) -> StoreResult<bool> {
+        let Some(root) = stored.state_before else { return Ok(false) };
+        let store = &self.core().store;
+        let mut conn = store.read().await?;
+        let before = store.state(&mut conn).get(root, StateEventType::RoomMember, user.as_str()).await?;
+        drop(conn);
+        let Some(before) = before else { return Ok(false) };
+        let member = store.event(&before).await?;
+        Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))
+    }
+}
