@@ -12,12 +12,16 @@ use tokio_util::sync::CancellationToken;
 use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates};
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
+use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::keys::Keys;
 use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::presence::PresenceService;
+use waxwing_services::profiles::Profiles;
+use waxwing_services::push_rules::PushRules;
+use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::timeline::Timeline;
@@ -155,12 +159,17 @@ impl App {
             outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
+        let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
         let reader = RoomReader::new(core.clone(), history, client);
         let api = Api::new(Parts {
             core: core.clone(),
             limits: limits(config),
+            account_data: AccountData::new(core.clone()),
             accounts,
             federation: federation.clone(),
+            profiles,
+            push_rules: PushRules::new(core.clone()),
+            pushers: Pushers::new(core.clone()),
             timeline,
             reader,
             typing: edus.typing,

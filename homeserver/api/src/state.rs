@@ -2,10 +2,14 @@ use crate::limits::Limits;
 use std::ops::Deref;
 use std::sync::Arc;
 use waxwing_services::Core;
+use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::federation::Federation;
 use waxwing_services::keys::Keys;
 use waxwing_services::presence::PresenceService;
+use waxwing_services::profiles::Profiles;
+use waxwing_services::push_rules::PushRules;
+use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::RoomReader;
 use waxwing_services::timeline::Timeline;
@@ -18,10 +22,18 @@ pub struct Parts {
     pub core: Core,
     /// Rate limits.
     pub limits: Limits,
+    /// Account data, tags.
+    pub account_data: AccountData,
     /// Accounts, devices, tokens.
     pub accounts: Arc<Accounts>,
     /// Other servers; none when federation is off.
     pub federation: Option<Federation>,
+    /// Profiles.
+    pub profiles: Profiles,
+    /// Push rules.
+    pub push_rules: PushRules,
+    /// Where notifications go.
+    pub pushers: Pushers,
     /// Rooms as they grow.
     pub timeline: Timeline,
     /// Reading rooms.

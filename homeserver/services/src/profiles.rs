@@ -93,25 +93,6 @@ impl Profiles {
             .ok_or(ProfileError::NotFound)
     }
 
-    /// What this server tells other servers about a user of its own.
-    ///
-    /// # Errors
-    /// [`ProfileError::NotFound`] for an unknown user or one of another server.
-    pub async fn query_profile(
-        &self,
-        user: &UserId,
-        field: Option<&str>,
-    ) -> Result<Map<String, Value>, ProfileError> {
-        if !self.core.is_local(user) {
-            return Err(ProfileError::NotFound);
-        }
-        let mut profile = self.local(user).await?;
-        if let Some(field) = field {
-            profile.retain(|key, _| key == field);
-        }
-        Ok(profile)
-    }
-
     /// Sets a field. An empty or null display name or avatar removes it, as clients have always done.
     ///
     /// # Errors

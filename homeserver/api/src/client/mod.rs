@@ -4,6 +4,7 @@ pub(crate) mod appservice;
 mod discovery;
 mod reading;
 mod room;
+mod user;
 mod whoami;
 
 use crate::routes::RouterExt;
@@ -16,4 +17,5 @@ pub(crate) fn routes() -> Router<Api> {
         .ruma(whoami::whoami)
         .merge(room::routes())
         .merge(reading::routes())
+        .merge(user::routes())
 }

@@ -1,0 +1,173 @@
+//! `/pushrules` and `/pushers`: <https://spec.matrix.org/v1.19/client-server-api/#push-notifications>
+
+use super::plain::{JsonAnswer, plain_request};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::Args;
+use crate::routes::RouterExt;
+use crate::state::Api;
+use axum::Router;
+use http::StatusCode;
+use ruma::api::auth_scheme::AccessToken;
+use ruma::api::client::push::set_pusher::v3::PusherAction;
+use ruma::api::client::push::{
+    delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, set_pusher, set_pushrule,
+    set_pushrule_actions, set_pushrule_enabled,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use waxwing_services::push_rules::PushRuleError;
+use waxwing_services::pushers::PusherError;
+
+plain_request!(
+    /// `GET /pushrules/`
+    AllRules, GET, AccessToken, {
+        unstable("without.slash") => "/_matrix/client/v3/pushrules",
+        1.0 => "/_matrix/client/r0/pushrules/",
+        1.1 => "/_matrix/client/v3/pushrules/",
+    }
+);
+plain_request!(
+    /// `GET /pushrules/global/`
+    GlobalRules, GET, AccessToken, {
+        unstable("without.slash") => "/_matrix/client/v3/pushrules/global",
+        1.0 => "/_matrix/client/r0/pushrules/global/",
+        1.1 => "/_matrix/client/v3/pushrules/global/",
+    }
+);
+plain_request!(
+    /// `GET /pushers`
+    Pushers, GET, AccessToken, {
+        1.0 => "/_matrix/client/r0/pushers",
+        1.1 => "/_matrix/client/v3/pushers",
+    }
+);
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .ruma(all_rules)
+        .ruma(global_rules)
+        .ruma(rule)
+        .ruma(put_rule)
+        .ruma(delete_rule)
+        .ruma(rule_enabled)
+        .ruma(set_rule_enabled)
+        .ruma(rule_actions)
+        .ruma(set_rule_actions)
+        .ruma(pushers)
+        .ruma(change_pusher)
+}
+
+async fn all_rules(api: Api, args: Args<AllRules>) -> ApiResult<JsonAnswer> {
+    JsonAnswer::new(&api.push_rules.content(&args.requester.user_id).await?)
+}
+
+async fn global_rules(api: Api, args: Args<GlobalRules>) -> ApiResult<JsonAnswer> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        global: &'a RawValue,
+    }
+    let content = api.push_rules.content(&args.requester.user_id).await?;
+    let content: Content<'_> = serde_json::from_str(content.get()).map_err(ApiError::internal)?;
+    JsonAnswer::new(&content.global)
+}
+
+async fn rule(api: Api, args: Args<get_pushrule::v3::Request>) -> ApiResult<get_pushrule::v3::Response> {
+    let request = args.request;
+    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
+    Ok(get_pushrule::v3::Response::new(rule.into()))
+}
+
+async fn put_rule(api: Api, args: Args<set_pushrule::v3::Request>) -> ApiResult<set_pushrule::v3::Response> {
+    let request = args.request;
+    api.push_rules.put(&args.requester.user_id, request.rule, request.before, request.after).await?;
+    Ok(set_pushrule::v3::Response::new())
+}
+
+async fn delete_rule(
+    api: Api,
+    args: Args<delete_pushrule::v3::Request>,
+) -> ApiResult<delete_pushrule::v3::Response> {
+    let request = args.request;
+    api.push_rules.remove(&args.requester.user_id, request.kind, request.rule_id).await?;
+    Ok(delete_pushrule::v3::Response::new())
+}
+
+async fn rule_enabled(
+    api: Api,
+    args: Args<get_pushrule_enabled::v3::Request>,
+) -> ApiResult<get_pushrule_enabled::v3::Response> {
+    let request = args.request;
+    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
+    Ok(get_pushrule_enabled::v3::Response::new(rule.enabled()))
+}
+
+async fn set_rule_enabled(
+    api: Api,
+    args: Args<set_pushrule_enabled::v3::Request>,
+) -> ApiResult<set_pushrule_enabled::v3::Response> {
+    let request = args.request;
+    let user = &args.requester.user_id;
+    api.push_rules.set_enabled(user, request.kind, request.rule_id, request.enabled).await?;
+    Ok(set_pushrule_enabled::v3::Response::new())
+}
+
+async fn rule_actions(
+    api: Api,
+    args: Args<get_pushrule_actions::v3::Request>,
+) -> ApiResult<get_pushrule_actions::v3::Response> {
+    let request = args.request;
+    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
+    Ok(get_pushrule_actions::v3::Response::new(rule.actions().to_vec()))
+}
+
+async fn set_rule_actions(
+    api: Api,
+    args: Args<set_pushrule_actions::v3::Request>,
+) -> ApiResult<set_pushrule_actions::v3::Response> {
+    let request = args.request;
+    let user = &args.requester.user_id;
+    api.push_rules.set_actions(user, request.kind, request.rule_id, request.actions).await?;
+    Ok(set_pushrule_actions::v3::Response::new())
+}
+
+async fn pushers(api: Api, args: Args<Pushers>) -> ApiResult<JsonAnswer> {
+    let pushers = api.pushers.list(&args.requester.user_id).await?;
+    JsonAnswer::new(&serde_json::json!({ "pushers": pushers }))
+}
+
+async fn change_pusher(api: Api, args: Args<set_pusher::v3::Request>) -> ApiResult<set_pusher::v3::Response> {
+    let (user, device) = (&args.requester.user_id, args.requester.device_id.as_ref());
+    match args.request.action {
+        PusherAction::Post(post) => {
+            let device = device.map(|device| device.as_str());
+            api.pushers.set(user, device, &post.pusher, post.append).await?;
+        }
+        PusherAction::Delete(ids) => api.pushers.remove(user, &ids).await?,
+        _ => return Err(ApiError::bad_json("This is no pusher")),
+    }
+    Ok(set_pusher::v3::Response::new())
+}
+
+impl From<PushRuleError> for ApiError {
+    fn from(error: PushRuleError) -> ApiError {
+        match error {
+            PushRuleError::Store(error) => ApiError::internal(error),
+            PushRuleError::NotFound => ApiError::not_found("There is no such push rule"),
+            PushRuleError::NoNeighbour => {
+                ApiError::custom(StatusCode::NOT_FOUND, "M_NOT_FOUND", "The other rule does not exist")
+            }
+            PushRuleError::Invalid(why) => ApiError::invalid_param(why),
+            PushRuleError::TooMany => ApiError::invalid_param("You have too many push rules"),
+        }
+    }
+}
+
+impl From<PusherError> for ApiError {
+    fn from(error: PusherError) -> ApiError {
+        match error {
+            PusherError::Store(error) => ApiError::internal(error),
+            PusherError::Invalid(why) => ApiError::invalid_param(why),
+        }
+    }
+}
