@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use waxwing_storage::{BackupKeyRow, BackupRow, BackupScope, Conn, StoreError};
+pub use waxwing_storage::BackupScope;
+use waxwing_storage::{BackupKeyRow, BackupRow, Conn, StoreError};
 
 /// Bytes of a version's `auth_data`. Real ones have about 500.
 const MAX_AUTH_DATA: usize = 64 * 1024;
@@ -226,10 +227,21 @@ impl Backups {
             let (room, session) = (key.room_id.clone(), key.session_id.clone());
             keys.entry(room).or_default().insert(session, encode(key)?);
         }
-        if keys.is_empty() && matches!(scope, BackupScope::Session(..)) {
-            return Err(BackupError::NotFound("there is no such key in this backup"));
-        }
         Ok(keys)
+    }
+
+    /// One key of a version.
+    pub async fn key(
+        &self,
+        user: &UserId,
+        version: &str,
+        room: &str,
+        session: &str,
+    ) -> Result<Box<RawValue>, BackupError> {
+        let scope = BackupScope::Session(room.to_owned(), session.to_owned());
+        let keys = self.keys(user, version, &scope).await?;
+        let key = keys.into_values().flat_map(BTreeMap::into_values).next();
+        key.ok_or(BackupError::NotFound("there is no such key in this backup"))
     }
 
     /// Deletes keys of a version. It is no error when there are none.

@@ -38,13 +38,13 @@ pub(crate) const REMOTE_PARALLEL: usize = 32;
 #[derive(Clone)]
 pub struct Keys {
     core: Core,
-    client: Option<Arc<Client>>,
+    client: Option<Client>,
     fetching: Arc<remote::Fetching>,
 }
 
 impl Keys {
     /// The service; without a client other servers are not asked.
-    pub fn new(core: Core, client: Option<Arc<Client>>) -> Keys {
+    pub fn new(core: Core, client: Option<Client>) -> Keys {
         Keys { core, client, fetching: Arc::default() }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::append::state_events;
 use super::error::TimelineError;
-use crate::Core;
+use crate::{Core, keys};
 use ruma::events::{StateEventType, TimelineEventType};
-use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomVersionId, UserId};
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -96,11 +96,36 @@ pub(crate) async fn apply(
     event: &Arc<Event>,
 ) -> Result<(), TimelineError> {
     if let Some(row) = member_row(event) {
-        let local = core.is_local(&row.user_id);
-        tx.member_save(&row, local).await?;
+        member_save(core, tx, &row).await?;
     }
     if event.kind == TimelineEventType::RoomRedaction && !event.is_state() {
         redaction(tx, version, state_after, event).await?;
+    }
+    Ok(())
+}
+
+/// Saves a membership; who began or ceased to be in the room is told to those who follow device lists.
+pub(crate) async fn member_save(core: &Core, tx: &mut Tx, row: &MemberRow) -> Result<(), TimelineError> {
+    let before = tx.member_load(&row.room_id, &row.user_id).await?;
+    tx.member_save(row, core.is_local(&row.user_id)).await?;
+    let (was, is) = (before.is_some_and(|row| row.membership == "join"), row.membership == "join");
+    if was != is {
+        keys::sharing_changed(core, tx, &row.room_id, &row.user_id, is).await?;
+    }
+    Ok(())
+}
+
+/// The same for a membership that state resolution took away.
+pub(crate) async fn member_remove(
+    core: &Core,
+    tx: &mut Tx,
+    room: &RoomId,
+    user: &UserId,
+) -> Result<(), TimelineError> {
+    let before = tx.member_load(room, user).await?;
+    tx.member_remove(room, user).await?;
+    if before.is_some_and(|row| row.membership == "join") {
+        keys::sharing_changed(core, tx, room, user, false).await?;
     }
     Ok(())
 }

@@ -336,13 +336,13 @@ impl Work {
                 if let Some(stored) = tx.events_known(std::slice::from_ref(&id)).await?.pop() {
                     effects::room_flags(row, &stored.event);
                     if let Some(member) = effects::member_row(&stored.event) {
-                        tx.member_save(&member, core.is_local(&member.user_id)).await?;
+                        effects::member_save(core, tx, &member).await?;
                     }
                 }
             }
             None => {
                 if let Some(user) = user {
-                    tx.member_remove(&row.room_id, &user).await?;
+                    effects::member_remove(core, tx, &row.room_id, &user).await?;
                 }
             }
         }

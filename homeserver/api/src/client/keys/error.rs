@@ -1,0 +1,24 @@
+//! What the keys service answers, as clients read it.
+
+use crate::error::ApiError;
+use http::StatusCode;
+use ruma::api::error::ErrorCode;
+use waxwing_services::keys::KeysError;
+
+impl From<KeysError> for ApiError {
+    fn from(error: KeysError) -> ApiError {
+        match error {
+            KeysError::Store(error) => ApiError::internal(error),
+            KeysError::NoDevice => ApiError::missing_param("This needs an access token of a device"),
+            KeysError::BadJson(why) => ApiError::bad_json(why),
+            KeysError::Invalid(why) => ApiError::invalid_param(why),
+            KeysError::Missing(why) => ApiError::missing_param(why),
+            KeysError::Signature(why) => {
+                ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidSignature, why)
+            }
+            KeysError::Forbidden(why) => ApiError::forbidden(why),
+            KeysError::NotFound(why) => ApiError::not_found(why),
+            KeysError::TooLarge(why) => ApiError::too_large(why),
+        }
+    }
+}
