@@ -15,6 +15,7 @@ use waxwing_rooms::KeyPair;
 use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
+use waxwing_services::backups::Backups;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::keys::Keys;
 use waxwing_services::outgoing::{Nowhere, Volatile};
@@ -122,7 +123,7 @@ fn edus(core: &Core, outgoing: Option<&Outgoing>) -> Edus {
         typing: Typing::new(core.clone(), Arc::clone(&volatile)),
         receipts: Receipts::new(core.clone(), Arc::clone(&volatile)),
         presence: PresenceService::new(core.clone(), volatile),
-        keys: Keys::new(core.clone(), outgoing.map(|outgoing| Arc::new(outgoing.client.clone()))),
+        keys: Keys::new(core.clone(), outgoing.map(|outgoing| outgoing.client.clone())),
         to_device: ToDevice::new(core.clone()),
     }
 }
@@ -177,6 +178,7 @@ impl App {
             presence: edus.presence,
             keys: edus.keys,
             to_device: edus.to_device,
+            backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
         let mut tasks = Vec::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
+use waxwing_services::backups::Backups;
 use waxwing_services::federation::Federation;
 use waxwing_services::keys::Keys;
 use waxwing_services::presence::PresenceService;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub keys: Keys,
     /// Messages between devices.
     pub to_device: ToDevice,
+    /// Key backups.
+    pub backups: Backups,
 }
 
 /// The state of every route: a handle to [`Parts`], cheap to clone.

@@ -1,9 +1,12 @@
 //! The client-server API: one line for each family of endpoints.
 
 pub(crate) mod appservice;
+mod backups;
 mod discovery;
+mod keys;
 mod reading;
 mod room;
+mod to_device;
 mod user;
 mod whoami;
 
@@ -18,4 +21,7 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(room::routes())
         .merge(reading::routes())
         .merge(user::routes())
+        .merge(keys::routes())
+        .merge(to_device::routes())
+        .merge(backups::routes())
 }

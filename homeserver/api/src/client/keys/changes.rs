@@ -22,5 +22,7 @@ pub(super) async fn changes(
 fn position(name: &str, token: &str) -> ApiResult<LogPosition> {
     let number = token.strip_prefix('s').and_then(|rest| rest.split('_').next());
     let number = number.and_then(|number| number.parse().ok()).filter(|number| *number >= 0);
-    number.map(LogPosition).ok_or_else(|| ApiError::invalid_param(format_args!("`{name}` is not a sync token")))
+    number
+        .map(LogPosition)
+        .ok_or_else(|| ApiError::invalid_param(format_args!("`{name}` is not a sync token")))
 }

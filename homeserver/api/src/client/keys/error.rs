@@ -2,7 +2,6 @@
 
 use crate::error::ApiError;
 use http::StatusCode;
-use ruma::api::error::ErrorCode;
 use waxwing_services::keys::KeysError;
 
 impl From<KeysError> for ApiError {
@@ -14,7 +13,7 @@ impl From<KeysError> for ApiError {
             KeysError::Invalid(why) => ApiError::invalid_param(why),
             KeysError::Missing(why) => ApiError::missing_param(why),
             KeysError::Signature(why) => {
-                ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidSignature, why)
+                ApiError::custom(StatusCode::BAD_REQUEST, "M_INVALID_SIGNATURE", why)
             }
             KeysError::Forbidden(why) => ApiError::forbidden(why),
             KeysError::NotFound(why) => ApiError::not_found(why),

@@ -14,8 +14,16 @@ pub(super) async fn upload(
     let request = args.request;
     let upload = KeyUpload {
         device_keys: request.device_keys.map(json),
-        one_time_keys: request.one_time_keys.into_iter().map(|(id, key)| (id.to_string(), json(key))).collect(),
-        fallback_keys: request.fallback_keys.into_iter().map(|(id, key)| (id.to_string(), json(key))).collect(),
+        one_time_keys: request
+            .one_time_keys
+            .into_iter()
+            .map(|(id, key)| (id.to_string(), json(key)))
+            .collect(),
+        fallback_keys: request
+            .fallback_keys
+            .into_iter()
+            .map(|(id, key)| (id.to_string(), json(key)))
+            .collect(),
     };
     let who = &args.requester;
     let counts = api.keys.upload(&who.user_id, who.device_id.as_deref(), upload).await?;
