@@ -122,8 +122,8 @@ pub struct Received {
     /// The event is a backward extremity.
     pub after_gap: bool,
     /// It was fetched as history (backfill): it is older than what we have, becomes no forward extremity, changes no
-    /// current state, and is nothing new to anybody.
-    pub history: bool,
+    /// current state, and is nothing new to anybody. The number, from [`Timeline::history_reserve`], is its place.
+    pub history: Option<i64>,
 }
 
 /// An event without a place in the graph: it authorises others, or is part of a state that was fetched.
@@ -216,6 +216,9 @@ pub trait Timeline: Send + Sync {
     /// Makes an event part of the graph: the one persist function of local and remote events. Seals it first where
     /// the server's policy says so. An event that was an outlier stops being one. Idempotent.
     async fn persist(&self, received: Received) -> PortResult<Persisted>;
+
+    /// Reserves `count` numbers for events of history, below everything that the room has; gives the lowest.
+    async fn history_reserve(&self, room: &RoomId, count: usize) -> PortResult<i64>;
 
     /// Stores events without a place in the graph. Idempotent; an event that is already part of the graph is left.
     async fn persist_outliers(&self, room: &RoomId, outliers: Vec<Outlier>) -> PortResult<()>;

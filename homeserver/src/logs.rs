@@ -5,9 +5,14 @@ use anyhow::Context;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
+/// Packages that say more at a level than an operator wants to know at it.
+const QUIET: &str = "ruma_state_res=warn";
+
 /// Starts writing log lines to standard error.
 pub fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level)
+    // The authorisation rules log every step of every event at `info`.
+    let level = if log.level.contains('=') { log.level.clone() } else { format!("{},{QUIET}", log.level) };
+    let filter = EnvFilter::try_new(level)
         .with_context(|| format!("setting log.level: `{}` is not a level", log.level))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)

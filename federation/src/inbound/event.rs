@@ -1,8 +1,9 @@
+use ruma::events::StateEventType;
 use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use waxwing_model::Event;
+use waxwing_model::{Event, state_key};
 
 use super::{Context, Trouble, parse, verify};
 use crate::ports::{Known, PortResult};
@@ -15,8 +16,29 @@ pub(super) enum Source {
     Pushed,
     /// Fetched to fill a gap before a pushed one.
     Pulled,
-    /// Fetched as history.
-    History,
+    /// Fetched as history; with the number that places it in the room's timeline.
+    History(i64),
+}
+
+impl Source {
+    pub(super) fn is_history(self) -> bool {
+        self.history().is_some()
+    }
+
+    pub(super) fn history(self) -> Option<i64> {
+        match self {
+            Source::History(number) => Some(number),
+            Source::Pushed | Source::Pulled => None,
+        }
+    }
+
+    /// The source of the event at this place of a list, oldest first.
+    pub(super) fn nth(self, index: usize) -> Source {
+        match self {
+            Source::History(first) => Source::History(first + index as i64),
+            other => other,
+        }
+    }
 }
 
 /// Work on one room with one server to ask. Whoever makes it holds the room's lock.
@@ -37,7 +59,7 @@ impl RoomWork<'_> {
         if flags.get(&event.event_id).is_some_and(|flags| !flags.outlier) {
             return Ok(());
         }
-        if event.prev_events.is_empty() {
+        if event.prev_events.is_empty() && !self.is_beginning(&event, source).await? {
             return Err(Trouble::dropped("an event without prev_events in a room that exists"));
         }
         let mut missing = self.missing_prev_events(&event).await?;
@@ -53,6 +75,18 @@ impl RoomWork<'_> {
         let state_before = self.state_before(&event, &missing).await?;
         let rejected = self.authorise(&event, state_before).await?;
         self.persist(event, state_before, rejected, source, !missing.is_empty()).await
+    }
+
+    /// Whether the event is the room's create event, which is known from the state already, and comes as history.
+    async fn is_beginning(&self, event: &Event, source: Source) -> PortResult<bool> {
+        if !source.is_history() || !event.is_state_of(&StateEventType::RoomCreate, "") {
+            return Ok(false);
+        }
+        let key = state_key(StateEventType::RoomCreate, "");
+        let Some(root) = self.context.timeline.state_current(self.room).await? else { return Ok(false) };
+        let created =
+            self.context.timeline.state_entries(self.room, root, std::slice::from_ref(&key)).await?;
+        Ok(created.get(&key) == Some(&event.event_id))
     }
 
     /// Those of its `prev_events` that are not part of our graph.

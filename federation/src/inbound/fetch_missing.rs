@@ -46,20 +46,22 @@ impl RoomWork<'_> {
 
     /// Takes in history, oldest first; gives how many events are part of the graph afterwards.
     pub(super) async fn take_history(&self, events: Vec<Box<RawValue>>) -> Result<usize, Trouble> {
-        let events = self.parse_and_verify(events, Source::History).await?;
-        Ok(self.take_all(oldest_first(events), Source::History).await?)
+        let events = self.parse_and_verify(events, Source::Pulled).await?;
+        let first = self.context.timeline.history_reserve(self.room, events.len()).await?;
+        Ok(self.take_all(oldest_first(events), Source::History(first)).await?)
     }
 
     async fn take_all(&self, events: Vec<Arc<Event>>, source: Source) -> PortResult<usize> {
         let mut taken = 0;
         // The first hole that cannot be crossed makes the rest unreachable too: do not ask for its state 20 times.
         let mut lost: BTreeSet<OwnedEventId> = BTreeSet::new();
-        for event in events {
+        for (index, event) in events.into_iter().enumerate() {
             let id = event.event_id.clone();
             if event.prev_events.iter().any(|prev| lost.contains(prev)) {
                 lost.insert(id);
                 continue;
             }
+            let source = source.nth(index);
             match Box::pin(self.receive(event, source)).await {
                 Ok(()) => taken += 1,
                 Err(Trouble::Port(error)) => return Err(error),
@@ -81,7 +83,7 @@ impl RoomWork<'_> {
         match self.context.client.event_auth(self.origin, self.room, &event.event_id).await {
             Ok(chain) => {
                 let chain = chain.into_iter().take(MAX_AUTH_CHAIN).collect();
-                let events = self.parse_and_verify(chain, Source::History).await?;
+                let events = self.parse_and_verify(chain, Source::Pulled).await?;
                 self.store_outliers(events).await?;
             }
             Err(error) => tracing::debug!(room = %self.room, origin = %self.origin, %error, "no auth chain"),
@@ -128,7 +130,7 @@ impl RoomWork<'_> {
         while let Some(answer) = answers.next().await {
             events.extend(answer.ok());
         }
-        let mut events = self.parse_and_verify(events, Source::History).await?;
+        let mut events = self.parse_and_verify(events, Source::Pulled).await?;
         events.retain(|event| ids.contains(&event.event_id));
         Ok(events)
     }

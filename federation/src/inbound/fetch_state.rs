@@ -57,7 +57,7 @@ impl RoomWork<'_> {
             match self.context.client.state(self.origin, self.room, event).await {
                 Ok(state) => {
                     let both = state.state.into_iter().chain(state.auth_chain).collect();
-                    events = self.parse_and_verify(both, Source::History).await?;
+                    events = self.parse_and_verify(both, Source::Pulled).await?;
                     missing.retain(|id| !events.iter().any(|event| event.event_id == *id));
                 }
                 Err(error) => {

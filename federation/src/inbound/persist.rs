@@ -23,7 +23,7 @@ impl RoomWork<'_> {
             let current_state = self.context.timeline.state_current(self.room).await?;
             let verdict = match (&rejected, current_state) {
                 (Some(reason), _) => Verdict::Rejected(reason.clone()),
-                (None, Some(current)) if source != Source::History && current != state_before => {
+                (None, Some(current)) if !source.is_history() && current != state_before => {
                     let forbidden = self.forbidden_by(&event, current).await?;
                     forbidden.map_or(Verdict::Accepted, Verdict::SoftFailed)
                 }
@@ -37,7 +37,7 @@ impl RoomWork<'_> {
                 verdict,
                 current_state,
                 after_gap,
-                history: source == Source::History,
+                history: source.history(),
             };
             if self.context.timeline.persist(received).await? == Persisted::Stored {
                 return Ok(());

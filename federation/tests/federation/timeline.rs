@@ -195,13 +195,17 @@ impl Timeline for Rooms {
         inner.before.insert(id.clone(), received.state_before);
         inner.events.insert(id.clone(), Known { event: Arc::clone(&received.event), flags });
         inner.order.push(id.clone());
-        if received.verdict == Verdict::Accepted && !received.history {
+        if received.verdict == Verdict::Accepted && received.history.is_none() {
             inner.forward.retain(|known| !received.event.prev_events.contains(known));
             inner.forward.push(id.clone());
             inner.current = Some(inner.current_after());
         }
         inner.verdicts.insert(id, received.verdict);
         Ok(Persisted::Stored)
+    }
+
+    async fn history_reserve(&self, _: &RoomId, _: usize) -> PortResult<i64> {
+        Ok(-1)
     }
 
     async fn persist_outliers(&self, _: &RoomId, outliers: Vec<Outlier>) -> PortResult<()> {

@@ -145,8 +145,9 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.state_nodes_insert(&buffers.nodes).await?;
     tx.rooms_flush().await?;
     tx.conn.transactions_insert(&buffers.transactions).await?;
-    let below = buffers.events.iter().filter(|event| event.slot.is_none()).count() as i64;
-    if buffers.log.is_empty() && below == 0 {
+    let below =
+        buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
+    if buffers.log.is_empty() && buffers.events.is_empty() {
         return Ok(Written { rows: Vec::new(), events: Vec::new(), destinations: BTreeSet::new() });
     }
     let count = buffers.log.len() as i64;
@@ -183,10 +184,10 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
     for new in &buffers.events {
         let sn = match new.slot {
             Some(slot) => base + slot.0 as i64 + 1,
-            None => {
+            None => new.number.unwrap_or_else(|| {
                 next_below -= 1;
                 next_below
-            }
+            }),
         };
         let stored = Arc::new(StoredEvent {
             event: Arc::clone(&new.event),

@@ -22,8 +22,8 @@ pub enum Place {
     Live,
     /// In the graph without being announced: soft-failed or rejected.
     Silent,
-    /// Before everything that the room has: events given newest first keep their order.
-    History,
+    /// In history, with a number of [`Tx::history_reserve`].
+    History(i64),
     /// Nowhere: it only authorises others or is part of fetched state.
     Outlier,
 }
@@ -39,6 +39,8 @@ pub(crate) struct NewEvent {
     pub state_before: Option<NodeId>,
     /// The log row that announces it.
     pub slot: Option<Slot>,
+    /// Its number, if it was reserved.
+    pub number: Option<i64>,
 }
 
 pub(crate) struct OutboxRow {
@@ -258,11 +260,21 @@ impl Tx {
         let slot = (place == Place::Live).then(|| self.log_append(row));
         let index = self.buffers.events.len();
         self.new_events.insert(event.event_id.clone(), index);
-        self.buffers.events.push(NewEvent { event, flags, state_before, slot });
+        let number = match place {
+            Place::History(number) => Some(number),
+            Place::Live | Place::Silent | Place::Outlier => None,
+        };
+        self.buffers.events.push(NewEvent { event, flags, state_before, slot, number });
         if let Some((parent, rel_type)) = relates {
             self.buffers.relations.push(RelationRow { parent, child: index, rel_type });
         }
         slot
+    }
+
+    /// Reserves `count` numbers below everything that there is; gives the lowest. The oldest event gets it.
+    pub async fn history_reserve(&mut self, count: i64) -> StoreResult<i64> {
+        let (_, lowest) = self.writing().await?.log_advance(0, count).await?;
+        Ok(lowest)
     }
 
     /// Those of `ids` that are known, this group's own among them (with `sn` 0: it is not decided yet).

@@ -51,7 +51,7 @@ impl Timeline {
                 return Ok(Persisted::Stored);
             }
             received.event = self.sealed_form(&received.event, &row.version)?;
-            let quiet = received.history || received.verdict != Verdict::Accepted;
+            let quiet = received.history.is_some() || received.verdict != Verdict::Accepted;
             if !quiet && received.current_state.is_some_and(|checked| checked != row.state_root) {
                 return Ok(Persisted::Raced);
             }
@@ -230,8 +230,8 @@ impl Work {
             return Ok(false);
         }
         let (flags, place) = match (&self.received.verdict, self.received.history) {
-            (Verdict::Accepted, false) => (EventFlags::NONE, Place::Live),
-            (Verdict::Accepted, true) => (EventFlags::NONE, Place::History),
+            (Verdict::Accepted, None) => (EventFlags::NONE, Place::Live),
+            (Verdict::Accepted, Some(number)) => (EventFlags::NONE, Place::History(number)),
             (Verdict::SoftFailed(why), _) => {
                 tracing::info!(event = %event.event_id, why, "soft-failed");
                 (EventFlags { soft_failed: true, ..EventFlags::NONE }, Place::Silent)

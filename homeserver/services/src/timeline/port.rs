@@ -164,6 +164,16 @@ impl waxwing_federation::ports::Timeline for Timeline {
         Ok(self.take_in(received).await?)
     }
 
+    async fn history_reserve(&self, _room: &RoomId, count: usize) -> PortResult<i64> {
+        self.core
+            .store
+            .write("reserve history", Vec::new(), move |tx| {
+                Box::pin(async move { tx.history_reserve(count as i64).await })
+            })
+            .await
+            .map_err(|error: waxwing_storage::StoreError| PortError::new(error))
+    }
+
     async fn persist_outliers(&self, room: &RoomId, outliers: Vec<Outlier>) -> PortResult<()> {
         let row = self.row(room).await?.ok_or(TimelineError::NoRoom)?;
         Ok(self.take_outliers(&row.version, outliers).await?)
