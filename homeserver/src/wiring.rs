@@ -18,6 +18,7 @@ use waxwing_services::appservices::Appservices;
 use waxwing_services::backups::Backups;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::keys::Keys;
+use waxwing_services::notifier::Notifier;
 use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
@@ -25,6 +26,7 @@ use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
+use waxwing_services::sync::Sync;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -156,6 +158,9 @@ impl App {
         let outgoing = outgoing(config, &core)?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
         let edus = edus(&core, outgoing.as_ref());
+        let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
+        let sync =
+            Sync::new(core.clone(), notifier, edus.typing.clone(), edus.presence.clone(), stop.clone());
         let federation =
             outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
@@ -173,6 +178,7 @@ impl App {
             pushers: Pushers::new(core.clone()),
             timeline,
             reader,
+            sync,
             typing: edus.typing,
             receipts: edus.receipts,
             presence: edus.presence,

@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::time::Duration;
 use waxwing_services::accounts::AuthError;
 use waxwing_services::rooms_read::ReadError;
+use waxwing_services::sync::SyncError;
 
 /// An error as it is sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -186,6 +187,15 @@ impl From<ReadError> for ApiError {
             error @ ReadError::Forbidden => ApiError::forbidden(error),
             error @ ReadError::NotFound(_) => ApiError::not_found(error),
             error @ ReadError::InvalidParam(_) => ApiError::invalid_param(error),
+        }
+    }
+}
+
+impl From<SyncError> for ApiError {
+    fn from(error: SyncError) -> ApiError {
+        match error {
+            error @ SyncError::BadFilter(_) => ApiError::invalid_param(error),
+            SyncError::Store(error) => ApiError::internal(error),
         }
     }
 }

@@ -13,6 +13,7 @@ use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::RoomReader;
+use waxwing_services::sync::Sync;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -39,6 +40,8 @@ pub struct Parts {
     pub timeline: Timeline,
     /// Reading rooms.
     pub reader: RoomReader,
+    /// What is new.
+    pub sync: Sync,
     /// Who types.
     pub typing: Typing,
     /// Who read what.

@@ -6,6 +6,7 @@ mod discovery;
 mod keys;
 mod reading;
 mod room;
+mod sync;
 mod to_device;
 mod user;
 mod whoami;
@@ -18,6 +19,7 @@ pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .ruma(discovery::versions)
         .ruma(whoami::whoami)
+        .ruma_json(sync::sync)
         .merge(room::routes())
         .merge(reading::routes())
         .merge(user::routes())

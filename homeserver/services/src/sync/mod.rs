@@ -38,6 +38,7 @@ use ruma::UserId;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use waxwing_storage::StoreError;
 
 /// A poll waits no longer than this, whatever the client asks: connections are cut by others after about that time.
@@ -84,12 +85,19 @@ pub struct Sync {
     lazy: lazy::SentMembers,
     summaries: summary::Summaries,
     devices: devices::Devices,
+    stop: CancellationToken,
 }
 
 impl Sync {
     /// Over the log that `notifier` follows. Starts the tasks that wake syncs for typing and presence; they end with
-    /// the notifier.
-    pub fn new(core: Core, notifier: Arc<Notifier>, typing: Typing, presence: PresenceService) -> Sync {
+    /// the notifier. When `stop` is cancelled, polls are answered at once.
+    pub fn new(
+        core: Core,
+        notifier: Arc<Notifier>,
+        typing: Typing,
+        presence: PresenceService,
+        stop: CancellationToken,
+    ) -> Sync {
         ephemeral::wake(&core, &notifier, &typing, &presence);
         Sync {
             unread: Arc::new(Unread::new(core.clone())),
@@ -101,6 +109,7 @@ impl Sync {
             notifier,
             typing,
             presence,
+            stop,
         }
     }
 
@@ -139,7 +148,14 @@ impl Sync {
             let wakes = follower.wakes();
             let answer = Build::new(self, request, &follower).await?.run().await?;
             let now = request.since.is_none() || request.full_state || !answer.is_empty();
-            if now || !follower.wait(wakes, deadline).await {
+            if now || deadline <= started {
+                return Ok(answer);
+            }
+            let woken = tokio::select! {
+                woken = follower.wait(wakes, deadline) => woken,
+                () = self.stop.cancelled() => false,
+            };
+            if !woken {
                 return Ok(answer);
             }
         }
