@@ -20,13 +20,16 @@ use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoin
 use waxwing_services::keys::Keys;
 use waxwing_services::notifier::Notifier;
 use waxwing_services::outgoing::{Nowhere, Volatile};
+use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
+use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::sync::Sync;
+use waxwing_services::search::Search;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -173,6 +176,9 @@ impl App {
             account_data: AccountData::new(core.clone()),
             accounts,
             federation: federation.clone(),
+            people: People::new(core.clone()),
+            reports: Reports::new(core.clone()),
+            search: Search::new(core.clone()),
             profiles,
             push_rules: PushRules::new(core.clone()),
             pushers: Pushers::new(core.clone()),

@@ -7,13 +7,16 @@ use waxwing_services::accounts::Accounts;
 use waxwing_services::backups::Backups;
 use waxwing_services::federation::Federation;
 use waxwing_services::keys::Keys;
+use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
+use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::RoomReader;
 use waxwing_services::sync::Sync;
+use waxwing_services::search::Search;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -30,6 +33,12 @@ pub struct Parts {
     pub accounts: Arc<Accounts>,
     /// Other servers; none when federation is off.
     pub federation: Option<Federation>,
+    /// Finding people.
+    pub people: People,
+    /// Reports.
+    pub reports: Reports,
+    /// Finding messages.
+    pub search: Search,
     /// Profiles.
     pub profiles: Profiles,
     /// Push rules.

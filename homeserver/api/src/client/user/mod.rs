@@ -1,11 +1,15 @@
-//! What belongs to one user: profile, account data, push rules, receipts, typing, presence.
+//! What belongs to one user: profile, account data, push rules, receipts, typing, presence; finding people and messages; reports.
 
+mod absent;
 mod account_data;
+mod people;
 pub(crate) mod plain;
 mod presence;
 mod profile;
 mod push;
 mod receipts;
+mod reports;
+mod search;
 mod typing;
 
 use crate::state::Api;
@@ -13,10 +17,14 @@ use axum::Router;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
+        .merge(absent::routes())
         .merge(account_data::routes())
+        .merge(people::routes())
         .merge(presence::routes())
         .merge(profile::routes())
         .merge(push::routes())
         .merge(receipts::routes())
+        .merge(reports::routes())
+        .merge(search::routes())
         .merge(typing::routes())
 }
