@@ -1,6 +1,7 @@
 //! `waxwing user`: accounts, over the database itself, so that it works beside a running server.
 
 use crate::config::{Config, Secret};
+use crate::{signing_key, wiring};
 use anyhow::{Context, bail};
 use std::io::BufRead;
 
@@ -19,8 +20,17 @@ pub fn read_password(input: impl BufRead) -> anyhow::Result<Secret> {
 }
 
 /// Makes an account.
-pub async fn create(_config: &Config, _name: &str, _password: Secret, _admin: bool) -> anyhow::Result<()> {
-    bail!("this build has no accounts yet")
+pub async fn create(config: &Config, name: &str, password: Secret, admin: bool) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let core = wiring::core(config, signing_key::load_or_make(&config.data_dir)?).await?;
+    let accounts = wiring::accounts(config, &core)?;
+    let user = accounts
+        .create_by_operator(name.to_owned(), password.expose().to_owned(), admin)
+        .await
+        .with_context(|| format!("cannot make the account {name}"))?;
+    println!("{user}");
+    Ok(())
 }
 
 #[cfg(test)]

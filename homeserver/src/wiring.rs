@@ -7,9 +7,10 @@ use ruma::ServerName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates};
+use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates, WellKnown};
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::account_data::AccountData;
@@ -35,6 +36,9 @@ use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 use waxwing_storage::Store;
+
+/// How often the database learns when devices were last seen; after a crash so much of it is lost.
+const WRITE_SEEN_EVERY: Duration = Duration::from_mins(1);
 
 /// What a node serves and has to end.
 pub struct App {
@@ -152,12 +156,44 @@ fn limits(config: &Config) -> Limits {
     })
 }
 
+/// The accounts and the application services.
+pub fn accounts(config: &Config, core: &Core) -> anyhow::Result<Arc<Accounts>> {
+    let appservices = match &config.appservices {
+        Some(folder) => Appservices::read(folder, &config.server_name)?,
+        None => Appservices::default(),
+    };
+    Ok(Arc::new(Accounts::new(core.clone(), Arc::new(appservices))))
+}
+
+fn well_known(config: &Config) -> WellKnown {
+    let client = config.well_known.client.as_ref().or(config.public_base_url.as_ref());
+    WellKnown {
+        client: client.map(|url| url.as_str().trim_end_matches('/').to_owned()),
+        server: config.well_known.server.clone(),
+    }
+}
+
+/// Writes down when devices were last seen, until the end and once more then.
+async fn write_seen(accounts: Arc<Accounts>, stop: CancellationToken) {
+    let mut go_on = true;
+    while go_on {
+        tokio::select! {
+            () = tokio::time::sleep(WRITE_SEEN_EVERY) => {}
+            () = stop.cancelled() => go_on = false,
+        }
+        if let Err(error) = accounts.write_seen().await {
+            tracing::warn!(%error, "cannot write down when devices were seen");
+        }
+    }
+}
+
 impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
     pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
-        let appservices = Arc::new(Appservices::default());
-        let accounts = Arc::new(Accounts::new(core.clone(), appservices));
+        let accounts = accounts(config, &core)?;
+        accounts.create_appservice_senders().await?;
+        let first_token = accounts.first_token().await?;
         let outgoing = outgoing(config, &core)?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
         let edus = edus(&core, outgoing.as_ref());
@@ -172,9 +208,10 @@ impl App {
         let reader = RoomReader::new(core.clone(), history, client);
         let api = Api::new(Parts {
             core: core.clone(),
+            well_known: well_known(config),
             limits: limits(config),
             account_data: AccountData::new(core.clone()),
-            accounts,
+            accounts: Arc::clone(&accounts),
             federation: federation.clone(),
             people: People::new(core.clone()),
             reports: Reports::new(core.clone()),
@@ -193,13 +230,13 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let mut tasks = Vec::new();
+        let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
         if let Some(federation) = federation {
             let stop = stop.clone();
             tasks.push(tokio::spawn(async move { federation.run(stop).await }));
         }
         let federation = waxwing_api::federation_router(api);
-        Ok(App { client, federation, first_token: None, tasks, core })
+        Ok(App { client, federation, first_token, tasks, core })
     }
 
     /// Closes the database: the last handle ends the task that commits. Requests have ended.

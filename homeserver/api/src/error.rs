@@ -103,6 +103,12 @@ impl ApiError {
             .with("soft_logout", soft_logout)
     }
 
+    /// 401 `M_USER_LOCKED`.
+    pub fn locked() -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::UserLocked, "This account is locked")
+            .with("soft_logout", true)
+    }
+
     /// 429 `M_LIMIT_EXCEEDED`: both the header and the older field say for how long to wait.
     pub fn limit_exceeded(wait: Duration) -> ApiError {
         let wait = wait.max(Duration::from_millis(1));

@@ -136,6 +136,7 @@ pub(crate) async fn receive(
     Ok(Received { parts, body, path, requester, address })
 }
 
+/// One of the application services' own limits, or that of the account.
 fn count(api: &Api, limited: crate::limits::Limited, requester: &Requester) -> ApiResult<()> {
     if requester.appservice.as_deref().is_some_and(|id| !api.accounts.appservices().is_rate_limited(id)) {
         return Ok(());
@@ -209,7 +210,9 @@ async fn authenticate(
             Scheme::None | Scheme::Optional | Scheme::AppserviceOptional => Ok(None),
         };
     };
-    if let Some(requester) = crate::client::appservice::identify(api, &token, parts).await? {
+    if let Some(requester) =
+        crate::client::appservice::identify(api, &token, parts, scheme == Scheme::AppserviceOptional).await?
+    {
         return Ok(Some(requester));
     }
     match scheme {
@@ -237,8 +240,7 @@ fn token(parts: &Parts) -> ApiResult<Option<String>> {
 /// Whether an account in this standing may call the endpoint.
 fn allow(rules: &Rules, requester: &Requester) -> ApiResult<()> {
     if requester.is_locked && !rules.locked {
-        return Err(ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::UserLocked, "This account is locked")
-            .with("soft_logout", true));
+        return Err(ApiError::locked());
     }
     if requester.is_guest && !rules.guests {
         return Err(ApiError::new(

@@ -13,6 +13,7 @@ mod observe;
 mod routes;
 mod state;
 
+pub use client::discovery::WellKnown;
 pub use error::ApiError;
 pub use extract::Args;
 pub use limits::{Limits, Rate, Rates};

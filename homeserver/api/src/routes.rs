@@ -44,6 +44,14 @@ pub(crate) trait RouterExt: Sized {
         Fut: Future<Output = ApiResult<T>> + Send,
         T: Serialize;
 
+    /// At the same paths, with the same checks, a handler that reads the request by itself.
+    fn untyped<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static;
+
     /// The same, and also without the last variable of the path, which is then empty: state keys.
     fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self
     where
@@ -54,6 +62,18 @@ pub(crate) trait RouterExt: Sized {
 }
 
 impl RouterExt for Router<Api> {
+    fn untyped<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static,
+    {
+        let paths = all_paths::<R>();
+        let run: Run = Arc::new(move |api, received| Box::pin(handler(api, received)));
+        register(self, Endpoint::of::<R>(&paths), paths, false, run)
+    }
+
     fn ruma<R, F, Fut>(self, handler: F) -> Self
     where
         R: IncomingRequest + Send + 'static,
@@ -119,6 +139,8 @@ impl Endpoint {
     {
         let scheme = scheme::<R::Authentication>();
         let newest = paths.last().map_or("", String::as_str);
+        // A client whose token is no longer good asks this first.
+        let scheme = if newest == "/_matrix/client/versions" { Scheme::None } else { scheme };
         let token = matches!(scheme, Scheme::Required | Scheme::Appservice);
         let rules = rules(&R::METHOD, newest, token);
         Endpoint { filter: filter(&R::METHOD), scheme, rules }

@@ -1,3 +1,4 @@
+use crate::client::discovery::WellKnown;
 use crate::limits::Limits;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use waxwing_services::typing::Typing;
 pub struct Parts {
     /// Who we are, the settings.
     pub core: Core,
+    /// Where others find this server.
+    pub well_known: WellKnown,
     /// Rate limits.
     pub limits: Limits,
     /// Account data, tags.

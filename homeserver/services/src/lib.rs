@@ -32,3 +32,8 @@ pub mod visibility;
 
 pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
 pub use waxwing_storage::StoreError;
+
+/// The room versions that this server speaks, oldest first.
+pub fn room_versions() -> &'static [ruma::RoomVersionId] {
+    &waxwing_rooms::version::SUPPORTED
+}

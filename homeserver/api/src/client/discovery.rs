@@ -1,7 +1,19 @@
-use crate::error::ApiResult;
+//! What this server is and can do.
+
+use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::state::Api;
+use axum::Json;
+use axum::extract::State;
+use ruma::RoomVersionId;
+use ruma::api::client::discovery::discover_homeserver::{self, HomeserverInfo};
+use ruma::api::client::discovery::get_capabilities::v3::{
+    self as get_capabilities, AccountModerationCapability, ForgetForcedUponLeaveCapability,
+    GetLoginTokenCapability, ProfileFieldsCapability, RoomVersionStability, RoomVersionsCapability,
+    ThirdPartyIdChangesCapability,
+};
 use ruma::api::client::discovery::get_supported_versions;
+use serde_json::{Value, json};
 
 /// Versions of the client-server API that are served.
 const VERSIONS: &[&str] = &[
@@ -10,7 +22,34 @@ const VERSIONS: &[&str] = &[
 ];
 
 /// Features beyond these versions, or from before them, that clients look for. Only what exists here.
-const FEATURES: &[&str] = &["org.matrix.msc3916.stable", "uk.tcpip.msc4133.stable", "org.matrix.msc4140"];
+const FEATURES: &[&str] = &[
+    "org.matrix.label_based_filtering",
+    "org.matrix.e2e_cross_signing",
+    "org.matrix.msc2285.stable",
+    "org.matrix.msc3030",
+    "org.matrix.msc3440.stable",
+    "org.matrix.msc3771",
+    "org.matrix.msc3773",
+    "org.matrix.msc3827.stable",
+    "org.matrix.msc3882",
+    "org.matrix.msc3916.stable",
+    "org.matrix.msc3981",
+    "org.matrix.msc4151",
+    "org.matrix.msc4222",
+    "org.matrix.simplified_msc3575",
+    "uk.tcpip.msc4133",
+    "uk.tcpip.msc4133.stable",
+    "uk.timedout.msc4323",
+];
+
+/// Where others find this server, from the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct WellKnown {
+    /// The base URL of the client API.
+    pub client: Option<String>,
+    /// The server that speaks federation, with its port.
+    pub server: Option<String>,
+}
 
 /// `GET /_matrix/client/versions`
 pub(super) async fn versions(
@@ -21,4 +60,47 @@ pub(super) async fn versions(
         get_supported_versions::Response::new(VERSIONS.iter().map(|version| (*version).to_owned()).collect());
     response.unstable_features = FEATURES.iter().map(|feature| ((*feature).to_owned(), true)).collect();
     Ok(response)
+}
+
+/// `GET /_matrix/client/v3/capabilities`
+pub(super) async fn capabilities(
+    api: Api,
+    args: Args<get_capabilities::Request>,
+) -> ApiResult<get_capabilities::Response> {
+    let mut all = get_capabilities::Capabilities::new();
+    all.room_versions = RoomVersionsCapability::new(
+        api.core.settings.default_room_version.clone(),
+        waxwing_services::room_versions()
+            .iter()
+            .map(|version: &RoomVersionId| (version.clone(), RoomVersionStability::Stable))
+            .collect(),
+    );
+    all.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
+    all.get_login_token = GetLoginTokenCapability::new(true);
+    all.profile_fields = Some(ProfileFieldsCapability::new(true));
+    all.forget_forced_upon_leave = ForgetForcedUponLeaveCapability::new(false);
+    if args.requester.is_admin {
+        all.account_moderation = AccountModerationCapability::new(true, true);
+    }
+    Ok(get_capabilities::Response::new(all))
+}
+
+/// `GET /.well-known/matrix/client`
+pub(super) async fn well_known_client(
+    api: Api,
+    _args: Args<discover_homeserver::Request>,
+) -> ApiResult<discover_homeserver::Response> {
+    let url = api.well_known.client.clone().ok_or_else(|| ApiError::not_found("Not served here"))?;
+    Ok(discover_homeserver::Response::new(HomeserverInfo::new(url)))
+}
+
+/// `GET /.well-known/matrix/server`
+pub(super) async fn well_known_server(State(api): State<Api>) -> ApiResult<Json<Value>> {
+    let server = api.well_known.server.clone().ok_or_else(|| ApiError::not_found("Not served here"))?;
+    Ok(Json(json!({ "m.server": server })))
+}
+
+/// `GET /.well-known/matrix/support`: no contact is configured.
+pub(super) async fn well_known_support() -> ApiError {
+    ApiError::not_found("No contact is published")
 }

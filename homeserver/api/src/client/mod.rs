@@ -1,24 +1,33 @@
 //! The client-server API: one line for each family of endpoints.
 
+mod account;
+mod account_error;
+mod admin;
 pub(crate) mod appservice;
 mod backups;
-mod discovery;
+mod devices;
+pub(crate) mod discovery;
 mod keys;
+mod login;
 mod reading;
+mod register;
 mod room;
 mod sync;
 mod to_device;
+pub(crate) mod uia;
 mod user;
-mod whoami;
 
 use crate::routes::RouterExt;
 use crate::state::Api;
 use axum::Router;
+use axum::routing::get;
+use ruma::api::client::device::update_device;
+use ruma::api::client::session::login as ruma_login;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
-        .ruma(discovery::versions)
-        .ruma(whoami::whoami)
+        .merge(accounts())
+        .merge(discovery())
         .ruma_json(sync::sync)
         .merge(room::routes())
         .merge(reading::routes())
@@ -26,4 +35,44 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(keys::routes())
         .merge(to_device::routes())
         .merge(backups::routes())
+}
+
+/// Accounts, logins, devices.
+fn accounts() -> Router<Api> {
+    Router::new()
+        .ruma(register::register)
+        .ruma(register::available)
+        .ruma(register::token_validity)
+        .route("/_synapse/admin/v1/register", get(register::secret_nonce).post(register::secret))
+        .ruma(login::flows)
+        .untyped::<ruma_login::v3::Request, _, _>(login::login)
+        .ruma(login::token)
+        .ruma(login::refresh)
+        .ruma(login::logout)
+        .ruma(login::logout_all)
+        .ruma(account::whoami)
+        .ruma(account::password)
+        .ruma(account::deactivate)
+        .ruma(account::threepids)
+        .ruma(account::openid)
+        .ruma(devices::list)
+        .ruma(devices::get)
+        .untyped::<update_device::v3::Request, _, _>(devices::put)
+        .ruma(devices::delete)
+        .ruma(devices::delete_many)
+        .ruma(admin::whois)
+        .ruma(admin::locked)
+        .ruma(admin::lock)
+        .ruma(admin::suspended)
+        .ruma(admin::suspend)
+}
+
+/// What clients and servers ask first.
+fn discovery() -> Router<Api> {
+    Router::new()
+        .ruma(discovery::versions)
+        .ruma(discovery::capabilities)
+        .ruma(discovery::well_known_client)
+        .route("/.well-known/matrix/server", get(discovery::well_known_server))
+        .route("/.well-known/matrix/support", get(discovery::well_known_support))
 }

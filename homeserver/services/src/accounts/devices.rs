@@ -2,33 +2,19 @@
 
 use super::sessions::LONGEST_DEVICE_NAME;
 use super::{AccountError, Accounts};
-use crate::Core;
+use crate::{Core, keys};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
 use waxwing_storage::{DeviceRow, Fact, NewRow, StoreResult, Tx};
 
-/// Tells other servers and clients about a new or renamed device.
-pub(super) async fn announce(
-    _core: &Core,
-    tx: &mut Tx,
-    user: &UserId,
-    _device: &DeviceId,
-) -> StoreResult<()> {
-    tx.log_append(NewRow::new(Fact::DeviceList).user(user));
-    Ok(())
-}
-
 /// Removes a device with everything that hangs on it; false: there was none.
-pub(super) async fn remove(_core: &Core, tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
+pub(super) async fn remove(core: &Core, tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
     tx.tokens_delete_of_device(user, device).await?;
     tx.log_append(NewRow::new(Fact::Account).user(user).reference(device.as_str()));
     if !tx.device_delete(user, device).await? {
         return Ok(false);
     }
     tx.pushers_remove_of_device(user, device.as_str()).await?;
-    tx.device_keys_delete(user, device.as_str()).await?;
-    tx.one_time_keys_delete(user, device.as_str()).await?;
-    tx.to_device_delete_all(user, device.as_str()).await?;
-    tx.log_append(NewRow::new(Fact::DeviceList).user(user));
+    keys::device_removed(core, tx, user, device.as_str()).await?;
     Ok(true)
 }
 
@@ -86,7 +72,7 @@ impl Accounts {
                     if !tx.device_rename(&user, &device, name.as_deref()).await? {
                         return Err(AccountError::UnknownDevice);
                     }
-                    announce(&core, tx, &user, &device).await?;
+                    keys::device_changed(&core, tx, &user, device.as_str()).await?;
                     Ok(())
                 })
             })
@@ -112,7 +98,7 @@ impl Accounts {
                     if !made && name.is_some() {
                         tx.device_rename(&user, &device, name.as_deref()).await?;
                     }
-                    announce(&core, tx, &user, &device).await?;
+                    keys::device_changed(&core, tx, &user, device.as_str()).await?;
                     Ok(made)
                 })
             })

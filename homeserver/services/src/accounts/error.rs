@@ -26,6 +26,9 @@ pub enum AccountError {
     /// The name is reserved for an application service, or is not the application service's to use.
     #[error("the user name is reserved for an application service")]
     Exclusive,
+    /// The user is not the application service's to speak for.
+    #[error("the user is not the application service's")]
+    NotTheirs,
     /// Nobody may register, or nobody in this way.
     #[error("registration is not open")]
     RegistrationClosed,

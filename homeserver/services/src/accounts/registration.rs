@@ -165,6 +165,22 @@ impl Accounts {
         Ok(Some(token))
     }
 
+    /// Makes the accounts that the application services are themselves, where they are not there.
+    pub async fn create_appservice_senders(&self) -> Result<(), AccountError> {
+        for appservice in self.appservices.all() {
+            let new = NewAccount {
+                username: Some(appservice.sender.localpart().to_owned()),
+                appservice: Some(appservice.registration.id.clone()),
+                ..NewAccount::default()
+            };
+            match self.create(new).await {
+                Ok(_) | Err(AccountError::UserInUse) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether people may register themselves, and how.
     pub fn registration_mode(&self) -> RegistrationMode {
         self.core.settings.registration

@@ -113,7 +113,7 @@ impl NewSession {
             return Err(AccountError::DeviceIdIsKey);
         }
         if tx.device_insert(user, &self.device_id, self.name.as_deref(), self.now).await? {
-            super::devices::announce(core, tx, user, &self.device_id).await?;
+            crate::keys::device_changed(core, tx, user, self.device_id.as_str()).await?;
         } else {
             tx.tokens_delete_of_device(user, &self.device_id).await?;
         }
@@ -186,6 +186,18 @@ impl Accounts {
         let hash = found.as_ref().and_then(|row| row.password_hash.as_deref());
         let fits = self.hasher.verify(password, hash).await?;
         found.filter(|_| fits).map(|row| row.user_id).ok_or(AccountError::WrongPassword)
+    }
+
+    /// Logs a user of an application service in, who has no password.
+    pub async fn login_appservice(
+        &self,
+        appservice: &str,
+        user: &str,
+        wish: DeviceWish,
+    ) -> Result<Session, AccountError> {
+        let mut ids = names::login_candidates(user, &self.core.server_name).into_iter();
+        let user = ids.find(|id| self.appservices.may_use(appservice, id)).ok_or(AccountError::NotTheirs)?;
+        self.begin_session(user, wish).await
     }
 
     /// Logs in with a token of [`Accounts::login_token`].

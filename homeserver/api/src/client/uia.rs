@@ -1,0 +1,43 @@
+//! User-interactive authentication before an endpoint does what it is asked.
+
+use crate::error::{ApiError, ApiResult};
+use crate::state::Api;
+use http::request::Parts;
+use waxwing_services::accounts::{Requester, UiaDone, UiaRequest, stage};
+
+/// Asks for the requester's password, unless `auth` in `json` holds it or names a session that has it.
+///
+/// # Errors
+/// 401 with the flows; 403 when the session was begun for something else or the password is someone else's.
+pub(crate) async fn require(api: &Api, requester: &Requester, parts: &Parts, json: &[u8]) -> ApiResult<()> {
+    let flows: &[&[&str]] = &[&[stage::PASSWORD]];
+    go_on(api, Some(requester), parts, json, flows).await.map(|_| ())
+}
+
+/// The same, but application services are not asked: they have no passwords.
+/// <https://spec.matrix.org/v1.19/application-service-api/#device-management>
+pub(crate) async fn require_of_people(
+    api: &Api,
+    requester: &Requester,
+    parts: &Parts,
+    json: &[u8],
+) -> ApiResult<()> {
+    if requester.appservice.is_some() {
+        return Ok(());
+    }
+    require(api, requester, parts, json).await
+}
+
+/// Goes through one of `flows`.
+pub(crate) async fn go_on(
+    api: &Api,
+    requester: Option<&Requester>,
+    parts: &Parts,
+    json: &[u8],
+    flows: &[&[&str]],
+) -> ApiResult<UiaDone> {
+    let endpoint = format!("{} {}", parts.method, parts.uri.path());
+    let user = requester.map(|requester| &*requester.user_id);
+    let request = UiaRequest { endpoint: &endpoint, user, json, flows };
+    api.accounts.uia(request).await.map_err(ApiError::from)
+}
