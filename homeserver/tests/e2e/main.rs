@@ -1,0 +1,32 @@
+//! Whole servers over loopback: the built program in the three shapes in which organisations run it (SQLite;
+//! PostgreSQL; two nodes over one PostgreSQL), driven by people's real end-to-end encrypted clients and by requests
+//! that no good client makes.
+
+/// A test for each shape: `async fn NAME(site: Site)`.
+macro_rules! in_each_shape {
+    ($($name:ident),* $(,)?) => {
+        in_each_shape!(@ sqlite Sqlite $($name)*);
+        in_each_shape!(@ postgres Postgres $($name)*);
+        in_each_shape!(@ two_nodes TwoNodes $($name)*);
+    };
+    (@ $module:ident $shape:ident $($name:ident)*) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(site) = crate::site::Site::start(crate::site::Shape::$shape).await {
+                    super::$name(site).await;
+                }
+            })*
+        }
+    };
+}
+
+mod bad_input;
+mod federation;
+mod http;
+mod latency;
+mod letters;
+mod node;
+mod postgres;
+mod proxy;
+mod site;
