@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<Api> {
         .signed(GET, "/_matrix/federation/v1/state/{room}", state)
         .signed(GET, "/_matrix/federation/v1/state_ids/{room}", state_ids)
         .signed(GET, "/_matrix/federation/v1/backfill/{room}", backfill)
+        .signed(GET, "/_matrix/federation/v1/timestamp_to_event/{room}", event_at)
         .signed(MethodFilter::POST, "/_matrix/federation/v1/get_missing_events/{room}", missing)
 }
 
@@ -88,6 +89,19 @@ async fn backfill(federation: Federation, request: Signed) -> ApiResult<Response
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let events = federation.backfill(&request.origin, &room, &from, limit).await?;
     pdus(&federation, events)
+}
+
+async fn event_at(federation: Federation, request: Signed) -> ApiResult<Response> {
+    let room: OwnedRoomId = request.path(0, "the room id")?;
+    let at = request.number("ts")?.ok_or_else(|| ApiError::missing_param("ts is missing"))?;
+    let forward = match request.text("dir") {
+        Some("f") => true,
+        Some("b") => false,
+        Some(_) => return Err(ApiError::invalid_param("dir is neither f nor b")),
+        None => return Err(ApiError::missing_param("dir is missing")),
+    };
+    let (event_id, origin_server_ts) = federation.event_at(&request.origin, &room, at, forward).await?;
+    json(&serde_json::json!({ "event_id": event_id, "origin_server_ts": origin_server_ts }))
 }
 
 async fn missing(federation: Federation, request: Signed) -> ApiResult<Response> {

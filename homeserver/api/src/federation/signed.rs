@@ -33,6 +33,8 @@ pub(super) struct Signed {
     pub query: Vec<(String, String)>,
     /// The body as it came.
     pub body: Bytes,
+    /// Everything else that answers.
+    pub api: Api,
 }
 
 impl Signed {
@@ -116,7 +118,7 @@ async fn receive(api: &Api, federation: &Federation, limit: usize, request: Requ
     federation.outgoing().sender.heard_from(&origin);
     let query = query(&parts.uri)?;
     let path = path(&mut parts).await?;
-    Ok(Signed { origin, path, query, body })
+    Ok(Signed { origin, path, query, body, api: api.clone() })
 }
 
 fn unauthorized(error: AuthError) -> ApiError {

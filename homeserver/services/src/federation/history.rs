@@ -13,6 +13,8 @@ use waxwing_storage::{RoomRow, StoredEvent};
 const MAX_BACKFILL: usize = 100;
 /// Events in one answer to `/get_missing_events`.
 const MAX_MISSING: usize = 50;
+/// Events near a moment that are looked at, in case the nearest ones are not to be seen.
+const CANDIDATES: i64 = 20;
 /// Events walked over for one answer: rejected ones are not given but walked through.
 const MAX_WALK: usize = 1000;
 
@@ -214,5 +216,26 @@ impl Federation {
         }
         found.sort_by_key(|stored| (stored.event.depth, stored.sn));
         self.shown(origin, &row, &found).await
+    }
+
+    /// The event nearest to a moment that the server may see: the first at or after it (`forward`), or the last at or
+    /// before it. <https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1timestamp_to_eventroomid>
+    ///
+    /// # Errors
+    /// [`FederationError::NotFound`] when there is none on that side.
+    pub async fn event_at(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        at: u64,
+        forward: bool,
+    ) -> Result<(OwnedEventId, u64), FederationError> {
+        let row = self.room_of_member(origin, room).await?;
+        let at = i64::try_from(at).unwrap_or(i64::MAX);
+        let found = self.core.store.read().await?.events_by_time(room, at, forward, CANDIDATES).await?;
+        let may = self.may_see(origin, &row.room_id, &found).await?;
+        let hit = found.into_iter().zip(may).find(|(_, may)| *may);
+        let (stored, _) = hit.ok_or(FederationError::NotFound("event on that side of the timestamp"))?;
+        Ok((stored.event.event_id.clone(), stored.event.origin_server_ts.get().into()))
     }
 }

@@ -38,6 +38,9 @@ impl Federation {
             return Err(FederationError::InvalidParam("the user is of another server".to_owned()));
         }
         let mut conn = self.core.store.read().await?;
+        if conn.user_load(user).await?.is_none_or(|row| row.deactivated) {
+            return Err(FederationError::NotFound("user"));
+        }
         let mut profile: Map<String, Value> = conn
             .profile_load(user)
             .await?
