@@ -247,7 +247,7 @@ impl Work {
             Some(self.received.state_before),
             place,
             effects::log_row(event),
-            effects::relation(event),
+            effects::relation(event).filter(|_| flags.visible()),
         );
         let was_missing = tx.backward_extremity_remove(&event.room_id, &event.event_id).await?;
         for missing in &self.missing {
