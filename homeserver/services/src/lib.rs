@@ -13,6 +13,7 @@ pub mod folds;
 pub mod invite_permission;
 pub mod keys;
 pub mod notifier;
+pub mod media;
 pub mod outgoing;
 pub mod people;
 pub mod presence;

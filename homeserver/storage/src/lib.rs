@@ -20,6 +20,7 @@ mod group;
 mod keys;
 mod leases;
 mod log;
+mod media;
 mod members;
 mod migrate;
 mod one_time_keys;
@@ -52,6 +53,7 @@ pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
 pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
 pub use log::{Fact, LogRow, NewRow};
+pub use media::{MediaEntry, MediaRow, ThumbnailKey};
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
@@ -82,6 +84,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("keys", keys::STATEMENTS),
     ("leases", leases::STATEMENTS),
     ("log", log::STATEMENTS),
+    ("media", media::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("outbox", outbox::STATEMENTS),
