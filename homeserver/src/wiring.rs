@@ -3,6 +3,7 @@
 use crate::config::{Config, Plaintext, Rate, Registration, RoomListPublication};
 use anyhow::Context;
 use axum::Router;
+use object_store::local::LocalFileSystem;
 use ruma::ServerName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates, WellKnown};
+use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates};
+use waxwing_federation::client::Client;
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::account_data::AccountData;
@@ -20,6 +23,7 @@ use waxwing_services::backups::Backups;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::keys::Keys;
 use waxwing_services::notifier::Notifier;
+use waxwing_services::media::Media;
 use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
@@ -137,6 +141,15 @@ fn edus(core: &Core, outgoing: Option<&Outgoing>) -> Edus {
     }
 }
 
+/// Uploaded files, on this machine's disk.
+fn media(config: &Config, core: &Core, client: Option<Client>) -> anyhow::Result<Media> {
+    let path = config.media_path();
+    std::fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
+    let objects = LocalFileSystem::new_with_prefix(&path)
+        .with_context(|| format!("cannot open the folder {}", path.display()))?;
+    Ok(Media::new(core.clone(), Arc::new(objects), client))
+}
+
 /// The rate limits.
 fn limits(config: &Config) -> Limits {
     let rates = &config.rate_limits;
@@ -205,6 +218,7 @@ impl App {
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
+        let media = media(config, &core, client.clone())?;
         let reader = RoomReader::new(core.clone(), history, client);
         let api = Api::new(Parts {
             core: core.clone(),
@@ -220,6 +234,7 @@ impl App {
             push_rules: PushRules::new(core.clone()),
             pushers: Pushers::new(core.clone()),
             timeline,
+            media,
             reader,
             sync,
             typing: edus.typing,

@@ -9,6 +9,7 @@ use waxwing_services::backups::Backups;
 use waxwing_services::federation::Federation;
 use waxwing_services::keys::Keys;
 use waxwing_services::people::People;
+use waxwing_services::media::Media;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
 use waxwing_services::push_rules::PushRules;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub pushers: Pushers,
     /// Rooms as they grow.
     pub timeline: Timeline,
+    /// Uploaded files.
+    pub media: Media,
     /// Reading rooms.
     pub reader: RoomReader,
     /// What is new.

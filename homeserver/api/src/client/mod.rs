@@ -9,6 +9,7 @@ mod devices;
 pub(crate) mod discovery;
 mod keys;
 mod login;
+pub(crate) mod media;
 mod reading;
 mod register;
 mod room;
@@ -30,6 +31,7 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(discovery())
         .ruma_json(sync::sync)
         .merge(room::routes())
+        .merge(media::routes())
         .merge(reading::routes())
         .merge(user::routes())
         .merge(keys::routes())

@@ -7,6 +7,7 @@ mod error;
 mod history;
 mod invite;
 mod keys;
+mod media;
 mod membership;
 mod profile;
 mod send;
@@ -27,4 +28,5 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(directory::routes())
         .merge(profile::routes())
         .merge(devices::routes())
+        .merge(media::routes())
 }

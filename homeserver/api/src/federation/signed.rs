@@ -101,7 +101,12 @@ pub(super) fn federation(api: &Api) -> ApiResult<Federation> {
 }
 
 /// Authenticates and reads a request. The signature is over the bytes of the path and query as they came.
-async fn receive(api: &Api, federation: &Federation, limit: usize, request: Request) -> ApiResult<Signed> {
+pub(super) async fn receive(
+    api: &Api,
+    federation: &Federation,
+    limit: usize,
+    request: Request,
+) -> ApiResult<Signed> {
     let (mut parts, body) = request.into_parts();
     // Nobody's body is read for nothing: who signs nothing does not get that far.
     waxwing_federation::signing::credentials(&parts.headers).map_err(unauthorized)?;
