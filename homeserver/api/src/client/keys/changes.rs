@@ -4,6 +4,7 @@ use crate::state::Api;
 use ruma::api::client::keys::get_key_changes;
 use waxwing_model::LogPosition;
 use waxwing_services::keys::device_list_changes;
+use waxwing_services::sync::SyncToken;
 
 /// `GET /_matrix/client/v3/keys/changes`
 pub(super) async fn changes(
@@ -18,11 +19,10 @@ pub(super) async fn changes(
     Ok(get_key_changes::v3::Response::new(changed, changes.left.into_iter().collect()))
 }
 
-/// The position that a sync token begins with.
+/// The position of a sync token.
 fn position(name: &str, token: &str) -> ApiResult<LogPosition> {
-    let number = token.strip_prefix('s').and_then(|rest| rest.split('_').next());
-    let number = number.and_then(|number| number.parse().ok()).filter(|number| *number >= 0);
-    number
-        .map(LogPosition)
-        .ok_or_else(|| ApiError::invalid_param(format_args!("`{name}` is not a sync token")))
+    let token = token.parse::<SyncToken>();
+    token
+        .map(|token| token.position)
+        .map_err(|_| ApiError::invalid_param(format_args!("`{name}` is not a sync token")))
 }

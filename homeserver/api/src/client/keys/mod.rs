@@ -5,6 +5,7 @@ mod claim;
 mod error;
 mod query;
 mod sign;
+mod signing;
 mod upload;
 
 use crate::routes::RouterExt;
@@ -19,6 +20,7 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(claim::claim)
         .ruma(changes::changes)
         .ruma(sign::upload)
+        .ruma(signing::upload)
 }
 
 /// The JSON as it came.
