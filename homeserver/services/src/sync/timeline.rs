@@ -5,7 +5,7 @@ use super::response::Timeline;
 use crate::render::{Shown, render};
 use crate::rooms_read::PageToken;
 use crate::visibility::{LastJoined, visible_to};
-use ruma::events::TimelineEventType;
+use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, RoomId};
 use serde_json::value::RawValue;
 use std::collections::HashSet;
@@ -98,7 +98,11 @@ impl Build<'_> {
         let events = rows.iter().filter(|row| row.fact == Fact::Event).filter_map(|row| row.event.clone());
         let mut events: Vec<Arc<StoredEvent>> = events.filter(|stored| stored.flags.visible()).collect();
         if let Some(last) = last {
-            events = visible_to(self.core(), self.user(), last, events).await?;
+            let visible = visible_to(self.core(), self.user(), last, events.clone()).await?;
+            let visible: HashSet<i64> = visible.iter().map(|stored| stored.sn).collect();
+            // What became of oneself is always seen: a rejected invitation, a ban.
+            let own = |event: &Event| event.is_state_of(&StateEventType::RoomMember, self.user().as_str());
+            events.retain(|stored| visible.contains(&stored.sn) || own(&stored.event));
         }
         let gaps = events.iter().any(|stored| self.may_follow_gap(&stored.event));
         let mut picker = self.picker(room, gaps).await?;
