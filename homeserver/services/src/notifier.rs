@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use waxwing_model::LogPosition;
 use waxwing_storage::{Fact, LogRow, StoreResult};
@@ -116,13 +116,15 @@ pub struct Notifier {
     core: Core,
     folds: Folds,
     followers: RwLock<HashMap<OwnedUserId, Arc<Follower>>>,
+    taken_in: watch::Sender<LogPosition>,
 }
 
 impl Notifier {
     /// Loads the folds and starts to follow the log. The task ends when the notifier is dropped.
     pub async fn start(core: Core) -> StoreResult<Arc<Notifier>> {
         let folds = Folds::load(&core.store).await?;
-        let notifier = Arc::new(Notifier { core, folds, followers: RwLock::default() });
+        let taken_in = watch::Sender::new(folds.head());
+        let notifier = Arc::new(Notifier { core, folds, followers: RwLock::default(), taken_in });
         notifier.catch_up().await?;
         let weak = Arc::downgrade(&notifier);
         let mut head = notifier.core.store.tail().subscribe();
@@ -168,14 +170,10 @@ impl Notifier {
 
     /// Waits until everything up to `position` is taken in, or until `deadline`: after a write, what it wrote shows.
     pub async fn reach(&self, position: LogPosition, deadline: Instant) {
-        let mut head = self.core.store.tail().subscribe();
-        while self.folds.head() < position {
-            let step = (Instant::now() + Duration::from_millis(5)).min(deadline);
-            let _ = tokio::time::timeout_at(step, head.changed()).await;
-            if Instant::now() >= deadline {
-                return;
-            }
-        }
+        let mut taken_in = self.taken_in.subscribe();
+        let reached = taken_in.wait_for(|head| *head >= position);
+        // Too late is no error: the caller goes on with what there is.
+        let _ = tokio::time::timeout_at(deadline, reached).await;
     }
 
     /// Wakes the local members of a room for something that is not in the log: typing.
@@ -234,6 +232,7 @@ impl Notifier {
             }
             state.head = last;
         }
+        self.taken_in.send_replace(last);
         for follower in wake {
             follower.wake();
         }

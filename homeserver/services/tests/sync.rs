@@ -28,7 +28,7 @@ struct Server {
     sync: Arc<Sync>,
     typing: Typing,
     receipts: Receipts,
-    _dir: Option<tempfile::TempDir>,
+    dir: Option<tempfile::TempDir>,
 }
 
 async fn server() -> Server {
@@ -67,7 +67,7 @@ async fn on(core: Core, dir: Option<tempfile::TempDir>) -> Server {
         typing,
         receipts: Receipts::new(core.clone(), Arc::new(Nowhere)),
         core,
-        _dir: dir,
+        dir,
     }
 }
 
@@ -450,7 +450,7 @@ async fn what_the_tail_has_lost_comes_from_the_database() {
     let quiet = server.room("bob").await;
     server.join("ann", &quiet).await;
     // Another node of the same database: its tail begins now.
-    let path = server._dir.as_ref().unwrap().path().join("test.db");
+    let path = server.dir.as_ref().unwrap().path().join("test.db");
     let store = Store::open(&format!("sqlite:{}", path.display())).await.unwrap();
     let second = on(Core { store, ..server.core.clone() }, None).await;
     let since = ann.since.clone();

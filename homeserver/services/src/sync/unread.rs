@@ -20,12 +20,14 @@ use tokio::sync::Mutex;
 use waxwing_model::{Event, LogPosition, state_key};
 use waxwing_rooms::PowerLevels;
 use waxwing_rooms::client_json::{ClientEvent, Unsigned};
-use waxwing_storage::{Fact, ReceiptRow, StoreResult, StoredEvent};
+use waxwing_storage::{Fact, LogRow, ReceiptRow, StoreResult, StoredEvent};
 
 /// Events looked at to count what is unread in a room: a client shows "99+" long before.
 const MAX_EVENTS: usize = 500;
 /// Rooms of users that are kept.
 const ROOMS: usize = 100_000;
+/// Rooms of which is kept what rules ask about them.
+const FACTS: usize = 10_000;
 /// Users whose rules are kept.
 const USERS: usize = 20_000;
 
@@ -96,7 +98,19 @@ struct Room {
     ignored: Arc<BTreeSet<OwnedUserId>>,
     bounds: Bounds,
     noted: Vec<Noted>,
-    context: Option<PushConditionRoomCtx>,
+    context: Option<(Arc<Facts>, PushConditionRoomCtx)>,
+}
+
+/// What push rules ask about a room, the same for all of its users.
+struct Facts {
+    joined: UInt,
+    levels: Option<PushConditionPowerLevelsCtx>,
+}
+
+fn moves_facts(event: &Event) -> bool {
+    let kinds =
+        [TimelineEventType::RoomMember, TimelineEventType::RoomPowerLevels, TimelineEventType::RoomCreate];
+    event.is_state() && kinds.contains(&event.kind)
 }
 
 type Key = (OwnedUserId, OwnedRoomId);
@@ -106,6 +120,7 @@ pub struct Unread {
     core: Core,
     rules: Cache<OwnedUserId, (LogPosition, Arc<Ruleset>)>,
     rooms: Cache<Key, Arc<Mutex<Option<Room>>>>,
+    facts: Cache<OwnedRoomId, (LogPosition, Arc<Facts>)>,
 }
 
 /// The thread that an event is part of, by its root.
@@ -123,7 +138,7 @@ impl Build<'_> {
 impl Unread {
     /// Over the database of `core`.
     pub fn new(core: Core) -> Unread {
-        Unread { core, rules: Cache::new(USERS), rooms: Cache::new(ROOMS) }
+        Unread { core, rules: Cache::new(USERS), rooms: Cache::new(ROOMS), facts: Cache::new(FACTS) }
     }
 
     /// The user's push rules at `upto`.
@@ -194,10 +209,9 @@ impl Unread {
                         (None, None) => None,
                     };
                     if let Some(stored) = stored {
-                        self.take(user, &mut known, &stored, false).await?;
+                        self.take(user, &mut known, &stored, upto).await?;
                     }
                 }
-                Fact::State => known.context = None,
                 Fact::EventChanged => {
                     let changed = row.event_id();
                     known.noted.retain(|noted| Some(&noted.id) != changed.as_ref());
@@ -231,7 +245,7 @@ impl Unread {
             let events = self.core.store.read().await?.events_backward(room, before, chunk).await?;
             for stored in &events {
                 let read = looked.bounds.everything.is_some_and(|bound| stored.sn <= bound);
-                if read || self.take(user, &mut looked, stored, true).await? {
+                if read || self.take(user, &mut looked, stored, upto).await? {
                     return Ok(looked);
                 }
             }
@@ -275,17 +289,12 @@ impl Unread {
         user: &UserId,
         room: &mut Room,
         stored: &Arc<StoredEvent>,
-        backward: bool,
+        upto: LogPosition,
     ) -> StoreResult<bool> {
         let event = &stored.event;
         let is_own_member = event.is_state_of(&StateEventType::RoomMember, user.as_str());
-        let moves_context = matches!(
-            event.kind,
-            TimelineEventType::RoomMember
-                | TimelineEventType::RoomPowerLevels
-                | TimelineEventType::RoomCreate
-        );
-        if moves_context && !backward {
+        if is_own_member {
+            // The name that rules look for may be another now.
             room.context = None;
         }
         let thread = thread_of(event);
@@ -309,17 +318,20 @@ impl Unread {
         {
             return Ok(false);
         }
-        if room.context.is_none() {
-            room.context = Some(self.context(user, &event.room_id).await?);
-        }
-        let Some(context) = &room.context else { return Ok(false) };
+        let facts = self.facts(&event.room_id, upto).await?;
+        let context = match room.context.take() {
+            Some((of, context)) if Arc::ptr_eq(&of, &facts) => context,
+            Some((_, context)) => with_facts(context, &facts),
+            None => self.context(user, &event.room_id, &facts).await?,
+        };
         let raw: Raw<ruma::events::AnySyncTimelineEvent> =
             Raw::from_json(ClientEvent::new(event).with_room(&Unsigned::default()));
-        let actions = room.rules.get_actions(&raw, context).await;
+        let actions = room.rules.get_actions(&raw, &context).await;
         if actions.iter().any(ruma::push::Action::should_notify) {
             let highlight = actions.iter().any(ruma::push::Action::is_highlight);
             room.noted.push(Noted { sn: stored.sn, id: event.event_id.clone(), thread, highlight });
         }
+        room.context = Some((facts, context));
         Ok(false)
     }
 
@@ -334,27 +346,47 @@ impl Unread {
         Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))
     }
 
-    /// What push rules ask about the room.
-    pub async fn context(&self, user: &UserId, room: &RoomId) -> StoreResult<PushConditionRoomCtx> {
+    /// What push rules ask about the room and the user in it.
+    async fn context(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        facts: &Facts,
+    ) -> StoreResult<PushConditionRoomCtx> {
+        let member = self.core.store.read().await?.member_load(room, user).await?;
+        let name = member.and_then(|member| member.display_name);
+        let name = name.unwrap_or_else(|| user.localpart().to_owned());
+        Ok(with_facts(PushConditionRoomCtx::new(room.to_owned(), facts.joined, user.to_owned(), name), facts))
+    }
+
+    /// The room's part of it, from memory while no row says that it changed.
+    async fn facts(&self, room: &RoomId, upto: LogPosition) -> StoreResult<Arc<Facts>> {
+        if let Some((read, facts)) = self.facts.get(room) {
+            let rows = self.core.store.tail().range_of_room(room, read, upto);
+            let moved = |row: &Arc<LogRow>| {
+                row.fact == Fact::State
+                    || row.fact == Fact::Event && row.event.as_ref().is_none_or(|it| moves_facts(&it.event))
+            };
+            if rows.is_some_and(|rows| !rows.iter().any(moved)) {
+                self.facts.insert(room.to_owned(), (upto.max(read), Arc::clone(&facts)));
+                return Ok(facts);
+            }
+        }
+        let facts = Arc::new(self.load_facts(room).await?);
+        self.facts.insert(room.to_owned(), (upto, Arc::clone(&facts)));
+        Ok(facts)
+    }
+
+    async fn load_facts(&self, room: &RoomId) -> StoreResult<Facts> {
         let store = &self.core.store;
         let mut conn = store.read().await?;
         let counts = conn.member_counts(room).await?;
         let joined =
             counts.iter().find(|(membership, _)| membership == "join").map_or(0, |(_, count)| *count);
-        let member = conn.member_load(room, user).await?;
-        let row = conn.room_load(room).await?;
-        drop(conn);
-        let name = member.and_then(|member| member.display_name);
-        let context = PushConditionRoomCtx::new(
-            room.to_owned(),
-            UInt::new_saturating(joined as u64),
-            user.to_owned(),
-            name.unwrap_or_else(|| user.localpart().to_owned()),
-        );
-        let Some(row) = row else { return Ok(context) };
+        let mut facts = Facts { joined: UInt::new_saturating(joined as u64), levels: None };
+        let Some(row) = conn.room_load(room).await? else { return Ok(facts) };
         let keys =
             [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
-        let mut conn = store.read().await?;
         let ids = store.state(&mut conn).get_many(row.state_root, &keys).await?;
         drop(conn);
         let wanted: Vec<OwnedEventId> = ids.iter().flatten().cloned().collect();
@@ -363,22 +395,29 @@ impl Unread {
             let id = ids.get(index).and_then(Option::as_ref)?;
             events.get(id).map(|stored| &*stored.event)
         };
-        let Some(create) = event(0) else { return Ok(context) };
+        let Some(create) = event(0) else { return Ok(facts) };
         let levels = PowerLevels::new(create, event(1), &row.version);
-        let (Ok(levels), Some(rules)) = (levels, row.version.rules()) else { return Ok(context) };
+        let (Ok(levels), Some(rules)) = (levels, row.version.rules()) else { return Ok(facts) };
         let mut notifications = ruma::power_levels::NotificationPowerLevels::default();
         notifications.room = levels.notification_level("room");
         let rules = ruma::room_version_rules::RoomPowerLevelsRules::new(
             &rules.authorization,
             levels.creators().iter().cloned(),
         );
-        Ok(context.with_power_levels(PushConditionPowerLevelsCtx::new(
+        facts.levels = Some(PushConditionPowerLevelsCtx::new(
             levels.users().clone(),
             levels.users_default(),
             notifications,
             rules,
-        )))
+        ));
+        Ok(facts)
     }
+}
+
+fn with_facts(mut context: PushConditionRoomCtx, facts: &Facts) -> PushConditionRoomCtx {
+    context.member_count = facts.joined;
+    context.power_levels.clone_from(&facts.levels);
+    context
 }
 
 impl Room {
