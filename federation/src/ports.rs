@@ -217,6 +217,13 @@ pub trait Timeline: Send + Sync {
     /// the server's policy says so. An event that was an outlier stops being one. Idempotent.
     async fn persist(&self, received: Received) -> PortResult<Persisted>;
 
+    /// The version of a room that this server is not in, while one of its users is invited to it or knocks on it.
+    async fn invited_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>>;
+
+    /// A verified membership event of such a room that puts out one of our users: an invitation taken back by the one
+    /// who invited, a knock refused. Whatever else it is, it changes nothing.
+    async fn take_back(&self, event: Arc<Event>) -> PortResult<()>;
+
     /// Reserves `count` numbers for events of history, below everything that the room has; gives the lowest.
     async fn history_reserve(&self, room: &RoomId, count: usize) -> PortResult<i64>;
 

@@ -12,6 +12,7 @@ mod fetch_missing;
 mod fetch_state;
 pub(crate) mod judge;
 mod locks;
+mod outside;
 pub(crate) mod parse;
 mod persist;
 mod state_before;

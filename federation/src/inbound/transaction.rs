@@ -153,6 +153,11 @@ impl Inbound {
         results: &mut RoomResult,
     ) -> Result<(), PortError> {
         let context = &*self.context;
+        if pdus.iter().any(|json| super::outside::puts_out(json))
+            && let Some(version) = context.timeline.invited_version(room).await?
+        {
+            return context.receive_outside(room, &version, pdus, results).await;
+        }
         let Some(version) = context.timeline.room_version(room).await? else {
             tracing::debug!(%origin, %room, "events of a room that we are not in");
             return Ok(());

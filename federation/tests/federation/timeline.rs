@@ -204,6 +204,14 @@ impl Timeline for Rooms {
         Ok(Persisted::Stored)
     }
 
+    async fn invited_version(&self, _: &RoomId) -> PortResult<Option<RoomVersionId>> {
+        Ok(None)
+    }
+
+    async fn take_back(&self, _: Arc<Event>) -> PortResult<()> {
+        Ok(())
+    }
+
     async fn history_reserve(&self, _: &RoomId, _: usize) -> PortResult<i64> {
         Ok(-1)
     }

@@ -110,7 +110,7 @@ impl DurableOutbox {
             .await
     }
 
-    async fn waiting(&self, limit: usize) -> Result<Vec<DestinationState>, StoreError> {
+    pub(super) async fn waiting(&self, limit: usize) -> Result<Vec<DestinationState>, StoreError> {
         let rows = self.core.store.read().await?.destinations_waiting(limit as i64).await?;
         Ok(rows
             .into_iter()

@@ -6,6 +6,8 @@ use tokio_util::sync::CancellationToken;
 const FOREIGN_POLL: Duration = Duration::from_millis(500);
 /// How often leases are renewed.
 const RENEW: Duration = Duration::from_secs(4);
+/// Destinations woken at once when leases are gained; the sender's own poll finds the rest.
+const MAX_GAINED: usize = 1000;
 
 impl Federation {
     /// Sends what waits in the queues until `stop` is cancelled, then lets transactions in flight finish.
@@ -40,6 +42,24 @@ impl Federation {
         }
     }
 
+    /// Renews leases; what waits for destinations that became ours is sent at once.
+    async fn renew(&self) {
+        let outbox = &self.outgoing.outbox;
+        let waiting = match outbox.renew().await {
+            Ok(true) => outbox.waiting(MAX_GAINED).await,
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        match waiting {
+            Ok(waiting) => {
+                for state in waiting {
+                    self.outgoing.sender.wake(&state.destination);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the leases of the federation sender could not be renewed"),
+        }
+    }
+
     /// Wakes it for rows that other nodes commit, and keeps the leases.
     async fn follow_others(&self) {
         if self.core.store.engine() == waxwing_storage::Engine::Sqlite {
@@ -51,9 +71,7 @@ impl Federation {
             tokio::time::sleep(FOREIGN_POLL).await;
             if renewed.elapsed() >= RENEW {
                 renewed = tokio::time::Instant::now();
-                if let Err(error) = self.outgoing.outbox.renew().await {
-                    tracing::warn!(%error, "the leases of the federation sender could not be renewed");
-                }
+                self.renew().await;
             }
             let head = self.core.store.tail().head();
             if head == seen {

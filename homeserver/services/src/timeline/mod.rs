@@ -8,6 +8,7 @@ mod error;
 mod invite;
 pub(crate) mod join;
 pub(crate) mod membership;
+mod outside;
 mod persist;
 mod port;
 mod resolve;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use waxwing_federation::ports::{
     Extremities, Flags, Known, Outlier, Persisted, PortError, PortResult, Received, StateRoot,
 };
-use waxwing_model::StateKey;
+use waxwing_model::{Event, StateKey};
 use waxwing_storage::{EventFlags, RoomRow, StoredEvent};
 
 impl From<TimelineError> for PortError {
@@ -162,6 +162,14 @@ impl waxwing_federation::ports::Timeline for Timeline {
 
     async fn persist(&self, received: Received) -> PortResult<Persisted> {
         Ok(self.take_in(received).await?)
+    }
+
+    async fn invited_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>> {
+        Ok(self.version_of_invitation(room).await?)
+    }
+
+    async fn take_back(&self, event: Arc<Event>) -> PortResult<()> {
+        Ok(self.invitation_ends(&event).await?)
     }
 
     async fn history_reserve(&self, _room: &RoomId, count: usize) -> PortResult<i64> {
