@@ -20,8 +20,10 @@ use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::backups::Backups;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
+use waxwing_services::filters::Filters;
 use waxwing_services::keys::Keys;
 use waxwing_services::media::Media;
+use waxwing_services::notifications::Notifications;
 use waxwing_services::notifier::Notifier;
 use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::people::People;
@@ -226,6 +228,8 @@ impl App {
             account_data: AccountData::new(core.clone()),
             accounts: Arc::clone(&accounts),
             federation: federation.clone(),
+            filters: Filters::new(core.clone()),
+            notifications: Notifications::new(core.clone(), Arc::clone(sync.unread())),
             people: People::new(core.clone()),
             reports: Reports::new(core.clone()),
             search: Search::new(core.clone()),

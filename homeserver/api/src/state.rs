@@ -7,8 +7,10 @@ use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::backups::Backups;
 use waxwing_services::federation::Federation;
+use waxwing_services::filters::Filters;
 use waxwing_services::keys::Keys;
 use waxwing_services::media::Media;
+use waxwing_services::notifications::Notifications;
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
@@ -37,6 +39,10 @@ pub struct Parts {
     pub accounts: Arc<Accounts>,
     /// Other servers; none when federation is off.
     pub federation: Option<Federation>,
+    /// Stored filters.
+    pub filters: Filters,
+    /// What users were notified of.
+    pub notifications: Notifications,
     /// Finding people.
     pub people: People,
     /// Reports.

@@ -20,7 +20,7 @@ mod state;
 mod summary;
 mod timeline;
 pub mod token;
-mod unread;
+pub mod unread;
 mod window;
 
 pub use filter::SyncFilter;

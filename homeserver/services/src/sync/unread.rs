@@ -346,6 +346,17 @@ impl Unread {
         Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))
     }
 
+    /// What push rules ask about the room and the user in it, at `upto`.
+    pub async fn room_context(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        upto: LogPosition,
+    ) -> StoreResult<PushConditionRoomCtx> {
+        let facts = self.facts(room, upto).await?;
+        self.context(user, room, &facts).await
+    }
+
     /// What push rules ask about the room and the user in it.
     async fn context(
         &self,

@@ -2,6 +2,8 @@
 
 mod absent;
 mod account_data;
+mod filters;
+mod notifications;
 mod people;
 pub(crate) mod plain;
 mod presence;
@@ -19,6 +21,8 @@ pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .merge(absent::routes())
         .merge(account_data::routes())
+        .merge(filters::routes())
+        .merge(notifications::routes())
         .merge(people::routes())
         .merge(presence::routes())
         .merge(profile::routes())
