@@ -187,6 +187,11 @@ where
 
 /// Parses with ruma. An empty body is read as `{}`, and the content type is not looked at.
 pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[String]) -> ApiResult<R> {
+    if std::str::from_utf8(body).is_err() {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::NotJson, "The body is not UTF-8"));
+    }
+    let takes_json = parts.method == http::Method::POST || parts.method == http::Method::PUT;
+    let body: &[u8] = if body.is_empty() && takes_json { b"{}" } else { body };
     let mut request = http::Request::new(body);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();

@@ -21,9 +21,10 @@ pub use state::{Api, Parts};
 
 use axum::Router;
 
-/// The routes of the client listener. Serve it with connect info, so that addresses are known.
+/// The routes of the client listener. Serve it with connect info, so that addresses are known. Other servers may use
+/// it too: behind a reverse proxy both APIs often share one port, and federation is authenticated by signatures.
 pub fn client_router(api: Api) -> Router {
-    routes::finish(client::routes(), api)
+    routes::finish(client::routes().merge(federation::routes()), api)
 }
 
 /// The routes of the federation listener.

@@ -33,6 +33,18 @@ struct Stripped<'a> {
     state_key: std::borrow::Cow<'a, str>,
     #[serde(rename = "type")]
     kind: std::borrow::Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin_server_ts: Option<u64>,
+}
+
+impl Stripped<'_> {
+    /// Only the create event keeps its time (MSC4311): it tells how old a room is that somebody invites into.
+    fn trimmed(mut self) -> Self {
+        if self.kind != "m.room.create" {
+            self.origin_server_ts = None;
+        }
+        self
+    }
 }
 
 /// A state event as clients see it in stripped state; `None` when it is not a state event.
@@ -42,15 +54,16 @@ pub fn strip(event: &Event) -> Option<Box<RawValue>> {
         sender: event.sender.as_str().into(),
         state_key: event.state_key.as_deref()?.into(),
         kind: event.kind.to_string().into(),
+        origin_server_ts: Some(event.origin_server_ts.get().into()),
     };
-    serde_json::value::to_raw_value(&stripped).ok()
+    serde_json::value::to_raw_value(&stripped.trimmed()).ok()
 }
 
 /// The same for a PDU, or an event that is stripped already, that another server sent with an invite or as the
 /// answer to a knock: keeps only the four fields; `None` when one of them is missing.
 pub fn strip_raw(raw: &RawValue) -> Option<Box<RawValue>> {
     let stripped: Stripped<'_> = serde_json::from_str(raw.get()).ok()?;
-    serde_json::value::to_raw_value(&stripped).ok()
+    serde_json::value::to_raw_value(&stripped.trimmed()).ok()
 }
 
 /// Stripped state with the create event first: whoever reads it must know what kind of room it is.

@@ -80,6 +80,29 @@ async fn known_aliases(core: &Core, room: &RoomId) -> Result<Vec<String>, Timeli
         .collect())
 }
 
+/// Creators of rooms that give them unbounded power cannot be given a level.
+/// <https://spec.matrix.org/v1.19/rooms/v12/#power-level-calculations>
+async fn creators(core: &Core, room: &RoomId, content: &Map<String, Value>) -> Result<(), TimelineError> {
+    let Some(Value::Object(users)) = content.get("users") else { return Ok(()) };
+    let mut conn = core.store.read().await?;
+    let Some(row) = conn.room_load(room).await? else { return Err(TimelineError::NoRoom) };
+    let privileged = waxwing_rooms::version::rules(&row.version)
+        .is_some_and(|rules| rules.authorization.explicitly_privilege_room_creators);
+    if !privileged {
+        return Ok(());
+    }
+    let kind = ruma::events::StateEventType::RoomCreate;
+    let create = core.store.state(&mut conn).get(row.state_root, kind, "").await?;
+    drop(conn);
+    let Some(id) = create else { return Ok(()) };
+    let Some(create) = core.store.event(&id).await? else { return Ok(()) };
+    let power = waxwing_rooms::PowerLevels::new(&create.event, None, &row.version)?;
+    if power.creators().iter().any(|creator| users.contains_key(creator.as_str())) {
+        return Err(TimelineError::BadContent("creators cannot be given a power level".to_owned()));
+    }
+    Ok(())
+}
+
 /// Levels must be integers in every room version, whatever old rooms tolerate.
 fn power_levels(content: &Map<String, Value>) -> Result<(), TimelineError> {
     let wrong = |field: &str| TimelineError::BadContent(format!("{field} must be an integer"));

@@ -319,10 +319,7 @@ fn power_levels(
 }
 
 fn preset_state(state: &mut StatePlan, preset: Preset, wanted: &CreateRoom) -> Result<(), TimelineError> {
-    let (join_rule, guests) = match preset {
-        Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "can_join"),
-        Preset::PublicChat => ("public", "forbidden"),
-    };
+    let join_rule = if preset == Preset::PublicChat { "public" } else { "invite" };
     let given =
         |kind: &str| wanted.initial_state.iter().any(|(other, key, _)| other == kind && key.is_empty());
     if !given("m.room.join_rules") {
@@ -331,8 +328,9 @@ fn preset_state(state: &mut StatePlan, preset: Preset, wanted: &CreateRoom) -> R
     if !given("m.room.history_visibility") {
         state.set("m.room.history_visibility", "", &json!({ "history_visibility": "shared" }))?;
     }
-    if !given("m.room.guest_access") {
-        state.set("m.room.guest_access", "", &json!({ "guest_access": guests }))?;
+    // Without the event guests are forbidden, as a public room wants it.
+    if preset != Preset::PublicChat && !given("m.room.guest_access") {
+        state.set("m.room.guest_access", "", &json!({ "guest_access": "can_join" }))?;
     }
     Ok(())
 }

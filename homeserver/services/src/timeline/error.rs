@@ -41,6 +41,9 @@ pub enum TimelineError {
     /// The alias does not point at this room, or is malformed.
     #[error("{0}")]
     BadAlias(String),
+    /// The room is still the user's: it cannot be forgotten.
+    #[error("leave the room before you forget it")]
+    StillIn,
     /// The user is not in the state for this (not banned, already joined).
     #[error("{0}")]
     BadState(String),

@@ -181,13 +181,13 @@ impl Timeline {
     /// Forgets a room that the user has left: it vanishes from the user's view.
     ///
     /// # Errors
-    /// [`TimelineError::BadState`] while the user is still in it.
+    /// [`TimelineError::StillIn`] while the user is still in it.
     pub async fn forget(&self, user: &UserId, room: &RoomId) -> Result<(), TimelineError> {
         let row = self.core.store.read().await?.member_load(room, user).await?;
         match row.as_ref().map(|row| row.membership.as_str()) {
             None => return Err(TimelineError::NoRoom),
             Some("leave" | "ban") => {}
-            Some(_) => return Err(TimelineError::BadState("leave the room before you forget it".to_owned())),
+            Some(_) => return Err(TimelineError::StillIn),
         }
         let (room, user): (OwnedRoomId, OwnedUserId) = (room.to_owned(), user.to_owned());
         self.core

@@ -29,6 +29,9 @@ impl From<TimelineError> for ApiError {
             }
             TimelineError::BadAlias(why) => ApiError::new(bad, ErrorCode::BadAlias, why),
             TimelineError::BadState(why) => ApiError::new(bad, ErrorCode::BadState, why),
+            TimelineError::StillIn => {
+                ApiError::new(bad, ErrorCode::Unknown, "Leave the room before you forget it")
+            }
             TimelineError::DuplicateAnnotation => {
                 ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
             }
