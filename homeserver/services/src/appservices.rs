@@ -102,7 +102,15 @@ impl Appservices {
     pub fn read(folder: &Path, server: &OwnedServerName) -> Result<Appservices, RegistrationError> {
         let unreadable = |path: &Path, error| RegistrationError::Read(path.to_owned(), error);
         let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
+        let entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                tracing::warn!(folder = %folder.display(), "there is no folder of application services");
+                return Ok(Appservices::default());
+            }
+            Err(error) => return Err(unreadable(folder, error)),
+        };
+        for entry in entries {
             let path = entry.map_err(|error| unreadable(folder, error))?.path();
             if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
                 paths.push(path);

@@ -16,6 +16,7 @@ statements! {
     DEVICE_INSERT = "INSERT INTO devices (user_id, device_id, display_name, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (user_id, device_id) DO NOTHING";
     DEVICE_RENAME = "UPDATE devices SET display_name = $3 WHERE user_id = $1 AND device_id = $2";
     DEVICE_DELETE = "DELETE FROM devices WHERE user_id = $1 AND device_id = $2";
+    TRANSACTIONS_OF_DEVICE = "DELETE FROM transactions WHERE user_id = $1 AND device_id = $2";
     DEVICE_SEEN = "UPDATE devices SET last_seen_at = $3, last_seen_ip = $4, user_agent = $5 WHERE user_id = $1 AND device_id = $2";
 }
 
@@ -211,9 +212,15 @@ impl crate::Tx {
         Ok(set > 0)
     }
 
-    /// Deletes the row of a device alone; false: there is no such device.
+    /// Deletes the row of a device, and what it was answered: transaction ids die with it. False: there is no such device.
     pub async fn device_delete(&mut self, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
         let conn = self.writing().await?;
+        on_engine!(&mut *conn, |c| sqlx::query(TRANSACTIONS_OF_DEVICE)
+            .bind(user.as_str())
+            .bind(device.as_str())
+            .execute(c)
+            .await
+            .map(|_| ()))?;
         let gone = on_engine!(conn, |c| sqlx::query(DEVICE_DELETE)
             .bind(user.as_str())
             .bind(device.as_str())

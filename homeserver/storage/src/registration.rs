@@ -6,6 +6,7 @@ use crate::sql::statements;
 
 statements! {
     TOKEN = "SELECT token, uses_allowed, completed, expires_at, admin FROM registration_tokens WHERE token = $1";
+    TOKENS = "SELECT token, uses_allowed, completed, expires_at, admin FROM registration_tokens ORDER BY token";
     TOKEN_ADMIN = "SELECT token, uses_allowed, completed, expires_at, admin FROM registration_tokens WHERE admin AND completed = 0 ORDER BY token LIMIT 1";
     TOKEN_INSERT = "INSERT INTO registration_tokens (token, uses_allowed, expires_at, admin) VALUES ($1, $2, $3, $4) ON CONFLICT (token) DO NOTHING";
     TOKEN_USE = "UPDATE registration_tokens SET completed = completed + 1 WHERE token = $1 AND (uses_allowed IS NULL OR completed < uses_allowed) AND (expires_at IS NULL OR expires_at > $2)";
@@ -46,6 +47,12 @@ impl Conn {
         let found: Option<Columns> =
             on_engine!(self, |c| sqlx::query_as(TOKEN).bind(token).fetch_optional(c).await)?;
         Ok(found.map(decode))
+    }
+
+    /// All registration tokens.
+    pub async fn registration_tokens_all(&mut self) -> StoreResult<Vec<RegistrationTokenRow>> {
+        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(TOKENS).fetch_all(c).await)?;
+        Ok(found.into_iter().map(decode).collect())
     }
 
     /// The token of the first administrator, while nobody has used it.

@@ -5,7 +5,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::state::Api;
 use ruma::api::client::account::{
-    ThirdPartyIdRemovalStatus, change_password, deactivate, get_3pids, request_openid_token, whoami,
+    ThirdPartyIdRemovalStatus, change_password, deactivate, request_openid_token, whoami,
 };
 use ruma::authentication::TokenType;
 use waxwing_services::accounts::OPENID_LIFETIME;
@@ -45,14 +45,6 @@ pub(super) async fn deactivate(
         tracing::warn!(%error, "a closed account could not leave all of its rooms");
     }
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
-}
-
-/// `GET /_matrix/client/v3/account/3pid`: nobody has any.
-pub(super) async fn threepids(
-    _api: Api,
-    _args: Args<get_3pids::v3::Request>,
-) -> ApiResult<get_3pids::v3::Response> {
-    Ok(get_3pids::v3::Response::new(Vec::new()))
 }
 
 /// `POST /_matrix/client/v3/user/{userId}/openid/request_token`

@@ -12,8 +12,10 @@ mod login;
 pub(crate) mod media;
 mod reading;
 mod register;
+mod registration_tokens;
 mod room;
 mod sync;
+mod threepids;
 mod to_device;
 pub(crate) mod uia;
 mod user;
@@ -46,6 +48,8 @@ fn accounts() -> Router<Api> {
         .ruma(register::available)
         .ruma(register::token_validity)
         .route("/_synapse/admin/v1/register", get(register::secret_nonce).post(register::secret))
+        .merge(registration_tokens::routes())
+        .merge(threepids::routes())
         .ruma(login::flows)
         .untyped::<ruma_login::v3::Request, _, _>(login::login)
         .ruma(login::token)
@@ -55,7 +59,6 @@ fn accounts() -> Router<Api> {
         .ruma(account::whoami)
         .ruma(account::password)
         .ruma(account::deactivate)
-        .ruma(account::threepids)
         .ruma(account::openid)
         .ruma(devices::list)
         .ruma(devices::get)

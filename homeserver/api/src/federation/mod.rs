@@ -9,6 +9,7 @@ mod invite;
 mod keys;
 mod media;
 mod membership;
+mod openid;
 mod profile;
 mod send;
 mod signed;
@@ -29,4 +30,5 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(profile::routes())
         .merge(devices::routes())
         .merge(media::routes())
+        .merge(openid::routes())
 }

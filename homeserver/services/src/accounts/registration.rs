@@ -143,6 +143,39 @@ impl Accounts {
             .await?)
     }
 
+    /// Takes a registration token away; false: there was none.
+    pub async fn registration_token_delete(&self, token: &str) -> Result<bool, AccountError> {
+        let token = token.to_owned();
+        Ok(self
+            .core
+            .store
+            .write("registration token deleted", Vec::new(), move |tx| {
+                let token = token.clone();
+                Box::pin(async move { tx.registration_token_delete(&token).await })
+            })
+            .await?)
+    }
+
+    /// One registration token.
+    pub async fn registration_token(
+        &self,
+        token: &str,
+    ) -> Result<Option<RegistrationTokenRow>, AccountError> {
+        Ok(self.core.store.read().await?.registration_token_load(token).await?)
+    }
+
+    /// All registration tokens but that of the first administrator.
+    pub async fn registration_tokens(&self) -> Result<Vec<RegistrationTokenRow>, AccountError> {
+        let mut rows = self.core.store.read().await?.registration_tokens_all().await?;
+        rows.retain(|row| !row.admin);
+        Ok(rows)
+    }
+
+    /// A registration token that nobody guesses.
+    pub fn random_token(&self, length: usize) -> String {
+        opaque_id(length)
+    }
+
     /// While there is no account: the token with which the first administrator registers, the same after a restart.
     pub async fn first_token(&self) -> Result<Option<String>, AccountError> {
         let mut conn = self.core.store.read().await?;
