@@ -200,7 +200,7 @@ async fn room_versions_that_nobody_knows() {
     let site = site().await;
     let alice = Raw::register(&site.url, "alice").await;
     let make = "/_matrix/client/v3/createRoom";
-    for version in ["99", "org.example.future", "0", ""] {
+    for version in ["99", "org.example.future", "0"] {
         let answer = alice.post(make, json!({"room_version": version})).await;
         answer.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
     }

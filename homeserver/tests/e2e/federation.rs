@@ -96,6 +96,9 @@ async fn letters_wait_for_a_server_that_was_down() {
     let mut federation = Federation::start().await;
     let (alice, bob) = federation.people().await;
     let room = room_of_two(&alice, &bob).await;
+    // Their devices must know each other: a server that is down cannot give out keys.
+    alice.send_text(&room, "good night").await.unwrap();
+    bob.wait_for_text(&room, "good night", PATIENCE).await.unwrap();
     federation.nodes[1].stop().await;
     for number in 0..5 {
         alice.send_text(&room, &format!("letter {number}")).await.unwrap();
