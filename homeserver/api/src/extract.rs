@@ -187,9 +187,8 @@ where
 
 /// Parses with ruma. An empty body is read as `{}`, and the content type is not looked at.
 pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[String]) -> ApiResult<R> {
-    if std::str::from_utf8(body).is_err() {
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::NotJson, "The body is not UTF-8"));
-    }
+    // Fields that an endpoint does not look at are skipped without being decoded.
+    let text = std::str::from_utf8(body).map_err(|_| not_json("The body is not UTF-8"))?;
     let takes_json = parts.method == http::Method::POST || parts.method == http::Method::PUT;
     let body: &[u8] = if body.is_empty() && takes_json { b"{}" } else { body };
     let mut request = http::Request::new(body);
@@ -197,7 +196,17 @@ pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[Stri
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    Ok(R::try_from_http_request_inner(request, &path)?)
+    R::try_from_http_request_inner(request, &path).map_err(|error| {
+        // What is no JSON at all may break another rule first.
+        match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+            Err(broken) if !text.is_empty() => not_json(broken),
+            _ => error.into(),
+        }
+    })
+}
+
+fn not_json(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::NotJson, error)
 }
 
 async fn authenticate(
