@@ -6,6 +6,7 @@
 pub mod account_data;
 pub mod accounts;
 pub mod appservices;
+pub mod audit;
 pub mod backups;
 mod core;
 pub mod federation;

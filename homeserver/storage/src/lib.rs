@@ -8,6 +8,7 @@
 mod account_data;
 mod accounts;
 mod aliases;
+mod audit;
 mod backups;
 mod bus;
 mod device_lists;
@@ -77,6 +78,7 @@ pub use tx::{Place, Slot, TransactionKey, Tx};
 pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("account_data", account_data::STATEMENTS),
     ("aliases", aliases::STATEMENTS),
+    ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
