@@ -75,10 +75,13 @@ impl Timeline {
         &self,
         author: &Author,
         room: &RoomId,
-        draft: Draft,
+        mut draft: Draft,
     ) -> Result<OwnedEventId, TimelineError> {
         let policy = self.seal_policy(room, author);
         sealed::check_local_send(&draft.kind, &draft.content, draft.state_key.as_deref(), &policy)?;
+        if draft.kind == TimelineEventType::RoomMember {
+            without_authoriser(&mut draft)?;
+        }
         super::check::state_content(&self.core, room, &draft).await?;
         if draft.kind == TimelineEventType::RoomMember
             && let Some(done) = self.set_membership(author, room, &draft).await?
@@ -171,6 +174,17 @@ impl Timeline {
         draft.content = super::append::raw(&content)?;
         Ok(())
     }
+}
+
+/// Who authorises a restricted join is for servers to say.
+fn without_authoriser(draft: &mut Draft) -> Result<(), TimelineError> {
+    let mut content: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(draft.content.get())
+            .map_err(|_| TimelineError::BadContent("the content must be an object".to_owned()))?;
+    if content.remove("join_authorised_via_users_server").is_some() {
+        draft.content = super::append::raw(&content)?;
+    }
+    Ok(())
 }
 
 /// The answer that an earlier request with this transaction id got.
