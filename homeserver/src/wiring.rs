@@ -19,6 +19,7 @@ use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::Appservices;
 use waxwing_services::backups::Backups;
+use waxwing_services::directory::Directory;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::filters::Filters;
 use waxwing_services::keys::Keys;
@@ -220,7 +221,8 @@ impl App {
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
         let media = media(config, &core, client.clone())?;
-        let reader = RoomReader::new(core.clone(), history, client);
+        let reader = RoomReader::new(core.clone(), history, client.clone());
+        let directory = Directory::new(core.clone(), timeline.clone(), client);
         let api = Api::new(Parts {
             core: core.clone(),
             well_known: well_known(config),
@@ -240,6 +242,7 @@ impl App {
             media,
             reader,
             sync,
+            directory,
             typing: edus.typing,
             receipts: edus.receipts,
             presence: edus.presence,

@@ -6,6 +6,7 @@ use waxwing_services::Core;
 use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::backups::Backups;
+use waxwing_services::directory::Directory;
 use waxwing_services::federation::Federation;
 use waxwing_services::filters::Filters;
 use waxwing_services::keys::Keys;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub reader: RoomReader,
     /// What is new.
     pub sync: Sync,
+    /// Finding rooms.
+    pub directory: Directory,
     /// Who types.
     pub typing: Typing,
     /// Who read what.

@@ -9,6 +9,7 @@ pub mod appservices;
 pub mod audit;
 pub mod backups;
 mod core;
+pub mod directory;
 pub mod federation;
 pub mod filters;
 pub mod folds;

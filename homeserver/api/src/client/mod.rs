@@ -6,6 +6,7 @@ mod admin;
 pub(crate) mod appservice;
 mod backups;
 mod devices;
+mod directory;
 pub(crate) mod discovery;
 mod keys;
 mod login;
@@ -39,6 +40,7 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(keys::routes())
         .merge(to_device::routes())
         .merge(backups::routes())
+        .merge(directory::routes())
 }
 
 /// Accounts, logins, devices.

@@ -85,7 +85,11 @@ impl Directory {
             .write("create alias", Vec::new(), move |tx| {
                 let (alias, room, user) = (alias.clone(), room.clone(), user.clone());
                 Box::pin(async move {
-                    if tx.alias_save(&alias, &room, &user).await? { Ok(()) } else { Err(DirectoryError::AliasTaken) }
+                    if tx.alias_save(&alias, &room, &user).await? {
+                        Ok(())
+                    } else {
+                        Err(DirectoryError::AliasTaken)
+                    }
                 })
             })
             .await
@@ -112,7 +116,10 @@ impl Directory {
             (room, conn.alias_creator(alias).await?)
         };
         let own = creator.as_deref() == Some(author.user.as_str());
-        if !own && !admin && !self.may_set(&author.user, &room, &TimelineEventType::RoomCanonicalAlias).await? {
+        if !own
+            && !admin
+            && !self.may_set(&author.user, &room, &TimelineEventType::RoomCanonicalAlias).await?
+        {
             return Err(DirectoryError::Forbidden("you may not remove this alias"));
         }
         let gone = alias.to_owned();
@@ -192,7 +199,8 @@ impl Directory {
 
     /// The room's power levels.
     pub(super) async fn power(&self, room: &RoomId) -> Result<Option<PowerLevels>, DirectoryError> {
-        let keys = [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
+        let keys =
+            [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
         let (version, ids) = {
             let mut conn = self.core.store.read().await?;
             let Some(row) = conn.room_load(room).await? else { return Ok(None) };

@@ -157,7 +157,11 @@ impl Directory {
     }
 
     /// Servers that may know the root, when we are not in it.
-    async fn root_servers(&self, user: &UserId, root: &RoomId) -> Result<Vec<OwnedServerName>, DirectoryError> {
+    async fn root_servers(
+        &self,
+        user: &UserId,
+        root: &RoomId,
+    ) -> Result<Vec<OwnedServerName>, DirectoryError> {
         let mut conn = self.core.store.read().await?;
         let member = conn.member_load(root, user).await?;
         let mut servers = conn.servers_in(root).await?;
@@ -232,7 +236,8 @@ impl Directory {
         let summary = convert(&answer.room.summary).filter(|summary| summary.room_id == room)?;
         let mut children_state: Vec<Box<RawValue>> =
             answer.room.children_state.into_iter().map(ruma::serde::Raw::into_json).collect();
-        children_state.retain(|event| Child::read(event).is_some_and(|child| child.suggested || !suggested_only));
+        children_state
+            .retain(|event| Child::read(event).is_some_and(|child| child.suggested || !suggested_only));
         if !summary.is_space() {
             children_state.clear();
         }

@@ -70,7 +70,8 @@ fn is_order(order: &str) -> bool {
 /// Sorts children: those with an order first, by it; then by the age of the event, then by id.
 pub(super) fn sort(children: &mut [Child]) {
     children.sort_by(|one, other| {
-        let key = |child: &Child| (child.order.is_none(), child.order.clone(), child.since, child.room.clone());
+        let key =
+            |child: &Child| (child.order.is_none(), child.order.clone(), child.since, child.room.clone());
         key(one).cmp(&key(other))
     });
 }

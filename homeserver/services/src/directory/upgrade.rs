@@ -2,7 +2,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#room-upgrades>
 
 use super::{Directory, DirectoryError};
-use crate::timeline::{Author, CreateRoom, Draft, Preset, TimelineError, profile_content, raw};
+use crate::timeline::{Author, CreateRoom, Draft, Preset, TimelineError, raw};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde_json::value::RawValue;
@@ -154,7 +154,6 @@ impl Directory {
             invite: Vec::new(),
             is_direct: false,
             published: false,
-            profile: profile_content(&self.core, &author.user).await?,
         })
     }
 
@@ -246,7 +245,8 @@ impl Directory {
 
 /// State events that the new room begins with.
 fn copied(old: &Old, user: &UserId) -> Vec<(String, String, Box<RawValue>)> {
-    let is_space = old.content(StateEventType::RoomCreate).get("type").and_then(Value::as_str) == Some("m.space");
+    let is_space =
+        old.content(StateEventType::RoomCreate).get("type").and_then(Value::as_str) == Some("m.space");
     let ban = |event: &Event| event.content_str("membership").as_deref() == Some("ban");
     let mut first = Vec::new();
     let mut last = Vec::new();

@@ -33,6 +33,14 @@ pub(super) struct Seat {
 }
 
 impl RoomReader {
+    /// Whether `user` may read `room`: is in it, was, or looks in where it is world readable.
+    ///
+    /// # Errors
+    /// [`ReadError::Forbidden`] if not.
+    pub async fn may_read(&self, user: &UserId, room: &RoomId) -> Result<(), ReadError> {
+        self.seat(user, room).await.map(|_| ())
+    }
+
     /// The place of `user` in `room`: joined, or gone and not forgotten, or looking in from outside where the room is
     /// world readable.
     ///

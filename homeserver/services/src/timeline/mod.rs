@@ -15,6 +15,7 @@ mod resolve;
 mod send;
 
 pub use append::Draft;
+pub(crate) use append::raw;
 pub use create::{CreateRoom, Preset};
 pub(crate) use effects::relation;
 pub use error::TimelineError;

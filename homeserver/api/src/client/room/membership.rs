@@ -27,8 +27,8 @@ async fn find(
     match OwnedRoomId::try_from(id) {
         Ok(room) => Ok((room, via)),
         Err(alias) => {
-            let room = api.core.store.read().await?.alias_load(&alias).await?;
-            let room = room.ok_or_else(|| ApiError::not_found("There is no such room alias"))?;
+            let (room, servers) = api.directory.resolve_alias(&alias).await?;
+            via.extend(servers);
             via.retain(|server| *server != api.core.server_name);
             Ok((room, via))
         }

@@ -1,0 +1,26 @@
+//! Finding rooms.
+
+mod aliases;
+mod error;
+mod listing;
+mod spaces;
+mod upgrade;
+
+use crate::routes::RouterExt;
+use crate::state::Api;
+use axum::Router;
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .ruma(aliases::resolve)
+        .ruma(aliases::create)
+        .ruma(aliases::delete)
+        .ruma(aliases::of_room)
+        .ruma(listing::list)
+        .ruma(listing::search)
+        .ruma(listing::visibility)
+        .ruma(listing::set_visibility)
+        .ruma_json(spaces::summary)
+        .ruma_json(spaces::hierarchy)
+        .ruma(upgrade::upgrade)
+}
