@@ -4,11 +4,12 @@
 use crate::Core;
 use ruma::UserId;
 use ruma::push::{
-    Action, AnyPushRuleRef, InsertPushRuleError, NewPushRule, RemovePushRuleError, RuleKind, Ruleset,
+    Action, AnyPushRuleRef, ConditionalPushRule, InsertPushRuleError, NewPushRule, PatternedPushRule,
+    RemovePushRuleError, RuleKind, Ruleset,
 };
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use waxwing_storage::StoreError;
 
@@ -179,13 +180,43 @@ impl PushRules {
     }
 }
 
+/// The rules that every user has: the specification's, and those by which people were mentioned before events said whom
+/// they mention. Many clients still leave that to the words of a message; where `m.mentions` is there, these are passed
+/// over. <https://github.com/matrix-org/matrix-spec-proposals/pull/4210> took them out of the specification.
+fn defaults(user: &UserId) -> Ruleset {
+    let mut rules = Ruleset::server_default(user);
+    let highlight =
+        json!(["notify", { "set_tweak": "sound", "value": "default" }, { "set_tweak": "highlight" }]);
+    let override_rules = json!([
+        { "rule_id": ".m.rule.contains_display_name", "default": true, "enabled": true, "actions": highlight,
+          "conditions": [{ "kind": "contains_display_name" }] },
+        { "rule_id": ".m.rule.roomnotif", "default": true, "enabled": true,
+          "actions": ["notify", { "set_tweak": "highlight" }],
+          "conditions": [
+              { "kind": "event_match", "key": "content.body", "pattern": "@room" },
+              { "kind": "sender_notification_permission", "key": "room" },
+          ] },
+    ]);
+    let name = json!({ "rule_id": ".m.rule.contains_user_name", "default": true, "enabled": true,
+                       "actions": highlight, "pattern": user.localpart() });
+    let at = rules.override_.iter().position(|rule| rule.rule_id == ".m.rule.tombstone").unwrap_or_default();
+    let more = serde_json::from_value::<Vec<ConditionalPushRule>>(override_rules).unwrap_or_default();
+    for rule in more.into_iter().rev() {
+        rules.override_.shift_insert(at, rule);
+    }
+    if let Ok(rule) = serde_json::from_value::<PatternedPushRule>(name) {
+        rules.content.insert(rule);
+    }
+    rules
+}
+
 /// The rules in this content, those of the server brought up to date: their actions and switches are the user's.
 pub fn parse(user: &UserId, content: Option<&str>) -> Ruleset {
     #[derive(Deserialize)]
     struct Content {
         global: Ruleset,
     }
-    let defaults = Ruleset::server_default(user);
+    let defaults = defaults(user);
     match content.map(serde_json::from_str::<Content>) {
         Some(Ok(mut content)) => {
             content.global.update_with_server_default(defaults);
@@ -236,6 +267,9 @@ mod tests {
             assert!(shown["global"][kind].is_array(), "{kind}");
         }
         assert_eq!(shown["global"]["override"][0]["rule_id"], ".m.rule.master");
+        assert_eq!(shown["global"]["content"][0]["pattern"], "alice");
+        let before = shown["global"]["override"].as_array().unwrap();
+        assert!(before.iter().any(|rule| rule["rule_id"] == ".m.rule.roomnotif"));
     }
 
     #[test]
