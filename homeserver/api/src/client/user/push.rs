@@ -1,6 +1,6 @@
 //! `/pushrules` and `/pushers`: <https://spec.matrix.org/v1.19/client-server-api/#push-notifications>
 
-use super::plain::{JsonAnswer, plain_request};
+use super::plain::{JsonAnswer, body, plain_request, text};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::routes::RouterExt;
@@ -10,9 +10,13 @@ use http::StatusCode;
 use ruma::api::auth_scheme::AccessToken;
 use ruma::api::client::push::set_pusher::v3::PusherAction;
 use ruma::api::client::push::{
-    delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, set_pusher, set_pushrule,
+    delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, set_pusher,
     set_pushrule_actions, set_pushrule_enabled,
 };
+use ruma::push::{
+    Action, NewConditionalPushRule, NewPatternedPushRule, NewPushRule, NewSimplePushRule, PushCondition,
+};
+use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use waxwing_services::push_rules::PushRuleError;
@@ -32,6 +36,13 @@ plain_request!(
         unstable("without.slash") => "/_matrix/client/v3/pushrules/global",
         1.0 => "/_matrix/client/r0/pushrules/global/",
         1.1 => "/_matrix/client/v3/pushrules/global/",
+    }
+);
+plain_request!(
+    /// `PUT /pushrules/global/{kind}/{ruleId}`
+    PutRule, PUT, AccessToken, {
+        1.0 => "/_matrix/client/r0/pushrules/global/{kind}/{rule_id}",
+        1.1 => "/_matrix/client/v3/pushrules/global/{kind}/{rule_id}",
     }
 );
 plain_request!(
@@ -78,10 +89,50 @@ async fn rule(api: Api, args: Args<get_pushrule::v3::Request>) -> ApiResult<get_
     Ok(get_pushrule::v3::Response::new(rule.into()))
 }
 
-async fn put_rule(api: Api, args: Args<set_pushrule::v3::Request>) -> ApiResult<set_pushrule::v3::Response> {
-    let request = args.request;
-    api.push_rules.put(&args.requester.user_id, request.rule, request.before, request.after).await?;
-    Ok(set_pushrule::v3::Response::new())
+async fn put_rule(api: Api, args: Args<PutRule>) -> ApiResult<JsonAnswer> {
+    let rule = new_rule(text(&args.request, 0), text(&args.request, 1), body(&args.json)?)?;
+    let place = axum::extract::Query::<Place>::try_from_uri(&args.parts.uri);
+    let axum::extract::Query(place) = place.map_err(ApiError::invalid_param)?;
+    api.push_rules.put(&args.requester.user_id, rule, place.before, place.after).await?;
+    Ok(JsonAnswer::empty())
+}
+
+/// Where a new rule stands: beside one of these.
+#[derive(Deserialize)]
+struct Place {
+    before: Option<String>,
+    after: Option<String>,
+}
+
+/// ruma's type insists on conditions, which the specification does not.
+#[derive(Deserialize)]
+struct NewRule {
+    actions: Vec<Action>,
+    #[serde(default)]
+    conditions: Vec<PushCondition>,
+    pattern: Option<String>,
+}
+
+fn new_rule(kind: &str, id: &str, rule: NewRule) -> ApiResult<NewPushRule> {
+    let NewRule { actions, conditions, pattern } = rule;
+    let id = id.to_owned();
+    Ok(match kind {
+        "override" => NewPushRule::Override(NewConditionalPushRule::new(id, conditions, actions)),
+        "underride" => NewPushRule::Underride(NewConditionalPushRule::new(id, conditions, actions)),
+        "content" => {
+            let pattern = pattern.ok_or_else(|| ApiError::missing_param("The rule has no pattern"))?;
+            NewPushRule::Content(NewPatternedPushRule::new(id, pattern, actions))
+        }
+        "room" => {
+            let room = OwnedRoomId::try_from(id).map_err(ApiError::invalid_param)?;
+            NewPushRule::Room(NewSimplePushRule::new(room, actions))
+        }
+        "sender" => {
+            let sender = OwnedUserId::try_from(id).map_err(ApiError::invalid_param)?;
+            NewPushRule::Sender(NewSimplePushRule::new(sender, actions))
+        }
+        _ => return Err(ApiError::invalid_param("There is no such kind of push rule")),
+    })
 }
 
 async fn delete_rule(
