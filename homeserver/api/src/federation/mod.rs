@@ -9,7 +9,6 @@ mod invite;
 mod keys;
 mod media;
 mod membership;
-mod openid;
 mod profile;
 mod send;
 mod signed;
@@ -30,5 +29,4 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(profile::routes())
         .merge(devices::routes())
         .merge(media::routes())
-        .merge(openid::routes())
 }
