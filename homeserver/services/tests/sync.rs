@@ -269,7 +269,8 @@ async fn joining_leaving_and_what_may_be_seen() {
     assert_eq!(entry["timeline"]["limited"], true);
     assert!(kinds(&entry["timeline"]).contains(&"m.room.create".to_owned()), "{entry}");
     assert_eq!(entry["summary"]["m.heroes"], json!(["@ann:test"]));
-    assert_eq!(news["device_lists"]["changed"], json!(["@ann:test"]));
+    // Bob too: his other devices may want to know.
+    assert_eq!(news["device_lists"]["changed"], json!(["@ann:test", "@bob:test"]));
 
     server.say("ann", &room, "farewell").await;
     server.leave("bob", &room).await;

@@ -15,6 +15,7 @@ statements! {
     COPIES = "SELECT l.user_id, l.stream_id FROM remote_device_lists l WHERE NOT l.stale AND EXISTS (SELECT 1 FROM members r WHERE r.user_id = l.user_id AND r.membership = 'join' AND r.sn <= l.since AND EXISTS (SELECT 1 FROM members o WHERE o.server = $1 AND o.membership = 'join' AND o.room_id = r.room_id AND o.sn <= l.since)) AND l.user_id IN ($list)";
     KNOWN = "SELECT DISTINCT r.user_id FROM members r WHERE r.membership = 'join' AND EXISTS (SELECT 1 FROM members o WHERE o.server = $1 AND o.membership = 'join' AND o.room_id = r.room_id) AND r.user_id IN ($list)";
     COPY_GENERATION = "SELECT generation FROM remote_device_lists WHERE user_id = $1";
+    COPY_FRESH = "SELECT stream_id FROM remote_device_lists WHERE user_id = $1 AND NOT stale";
     COPY_PUT = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, $2, FALSE, $3, $4) ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, stale = remote_device_lists.generation <> excluded.generation, since = excluded.since";
     COPY_ADVANCE = "UPDATE remote_device_lists SET stream_id = $2, generation = generation + 1 WHERE user_id = $1";
     COPY_STALE = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, 0, TRUE, 0, 1) ON CONFLICT (user_id) DO UPDATE SET stale = TRUE, generation = remote_device_lists.generation + 1";
@@ -96,6 +97,13 @@ impl Conn {
             .fetch_optional(c)
             .await)?;
         Ok(found.map_or(0, |(generation,)| generation))
+    }
+
+    /// Whether the list was fetched after the last change that we were told of, so that clients may have what it said.
+    pub async fn remote_list_fresh(&mut self, user: &UserId) -> StoreResult<bool> {
+        let found: Option<(i64,)> =
+            on_engine!(self, |c| sqlx::query_as(COPY_FRESH).bind(user.as_str()).fetch_optional(c).await)?;
+        Ok(found.is_some())
     }
 
     /// The servers of the users who share a room other than `room` with `user`.

@@ -90,7 +90,6 @@ async fn fold(conn: &mut Conn, user: &UserId, rows: Vec<DeviceListRow>) -> Store
     }
     for room in &own_rooms {
         let members = conn.members_of(room, "join").await?.into_iter().map(|row| row.user_id);
-        let members = members.filter(|member| member != user);
         if rooms.contains(room) { candidates.extend(members) } else { gone.extend(members) }
     }
     let asked: Vec<OwnedUserId> = candidates.union(&gone).cloned().collect();

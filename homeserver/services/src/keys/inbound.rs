@@ -36,12 +36,16 @@ impl Keys {
                                 .iter()
                                 .all(|before| i64::try_from(u64::from(*before)) == Ok(have))
                     });
+                    // What a server tells when its user joins: clients know of the join, and have not asked since.
+                    let known = update.prev_id.is_empty() && !tx.remote_list_fresh(user).await?;
                     if !connects || !apply(tx, &update).await? {
                         tx.remote_list_stale(user).await?;
                     } else {
                         tx.remote_list_advance(user, stream).await?;
                     }
-                    announce::remote_changed(tx, user);
+                    if !known {
+                        announce::remote_changed(tx, user);
+                    }
                     Ok(())
                 })
             })
