@@ -6,7 +6,7 @@ use crate::outgoing::Volatile;
 use crate::timeline::relation;
 use ruma::api::federation::transactions::edu::{ReceiptContent, ReceiptData};
 use ruma::events::receipt::{Receipt, ReceiptThread};
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, UserId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, UserId};
 use serde::Deserialize;
 use std::sync::Arc;
 use waxwing_federation::outbound::VolatileEdu;
@@ -242,11 +242,28 @@ impl Receipts {
             },
             ReceiptThread::Thread(root) => match self.thread_of(stored).await? {
                 Some(other) if other == *root => Ok(()),
-                None if stored.event.event_id == *root => Ok(()),
+                None if self.hangs_on(stored, root).await? => Ok(()),
                 _ => Err(ReceiptError::BadThread("the event is not in this thread")),
             },
             _ => Err(ReceiptError::BadThread("thread_id must be `main` or the id of an event")),
         }
+    }
+
+    /// Whether an event is the root of a thread, or relates to it over at most so many others. Such events are in the
+    /// main timeline, and may be read in the thread all the same.
+    async fn hangs_on(&self, stored: &Arc<StoredEvent>, root: &EventId) -> Result<bool, ReceiptError> {
+        let mut at = Arc::clone(stored);
+        for _ in 0..=MAX_HOPS {
+            if at.event.event_id == *root {
+                return Ok(true);
+            }
+            let Some((parent, _)) = relation(&at.event) else { return Ok(false) };
+            match self.core.store.event(&parent).await? {
+                Some(parent) if parent.event.room_id == stored.event.room_id => at = parent,
+                _ => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// The root of the thread that an event is in.
