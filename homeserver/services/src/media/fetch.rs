@@ -9,6 +9,9 @@ use std::time::Duration;
 use waxwing_federation::client::{ClientError, MediaError as RemoteError};
 use waxwing_storage::MediaRow;
 
+/// The longest that one file may take to come.
+const PATIENCE: Duration = Duration::from_mins(5);
+
 impl Media {
     /// Fetches a file of another server into the object store. Of several who want it one fetches.
     pub(crate) async fn fetch(
@@ -21,7 +24,12 @@ impl Media {
         let lock = Arc::clone(self.fetching.lock().entry(key.clone()).or_default());
         let turn = lock.lock().await;
         let known = self.core.store.read().await?.media_load(server, id).await?.is_some();
-        let done = if known { Ok(()) } else { self.fetch_alone(server, id, wait).await };
+        let done = if known {
+            Ok(())
+        } else {
+            let fetching = tokio::time::timeout(PATIENCE, self.fetch_alone(server, id, wait));
+            fetching.await.unwrap_or_else(|_| Err(MediaError::Remote("it takes too long".to_owned())))
+        };
         drop(turn);
         let mut fetching = self.fetching.lock();
         // The map's and ours: nobody else waits.
@@ -46,7 +54,8 @@ impl Media {
             .content_disposition
             .as_deref()
             .and_then(|value| value.parse::<ContentDisposition>().ok())
-            .and_then(|disposition| disposition.filename);
+            .and_then(|disposition| disposition.filename)
+            .filter(|name| !name.contains('\0'));
         let row = MediaRow {
             object: object.clone(),
             content_type: media.content_type,

@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 use waxwing_storage::MediaRow;
 
 /// What comes with an upload.
@@ -24,6 +26,10 @@ pub struct Upload {
 
 /// Parts in flight to the object store: bounds the memory of one upload.
 const PARTS_IN_FLIGHT: usize = 2;
+/// Bytes of a part.
+const PART: usize = 512 * 1024;
+/// A sender that pauses longer has gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Media {
     /// Takes an upload and gives it an id.
@@ -105,7 +111,8 @@ impl Media {
         MediaRow {
             object,
             content_type: upload.content_type.clone(),
-            file_name: upload.file_name.clone(),
+            // PostgreSQL stores no NUL.
+            file_name: upload.file_name.clone().filter(|name| !name.contains('\0')),
             size: size as i64,
             uploader: Some(upload.user.to_string()),
             created_at: self.core.now() as i64,
@@ -121,12 +128,15 @@ impl Media {
         E: std::fmt::Display,
     {
         let path = object_store::path::Path::from(object);
-        let mut writer = WriteMultipart::new(self.objects.put_multipart(&path).await?);
+        let parts = self.objects.put_multipart(&path).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(parts, PART);
         let mut body = pin!(body);
         let mut size = 0_u64;
-        while let Some(piece) = body.next().await {
-            let failed = match piece {
-                Ok(bytes) => {
+        loop {
+            let failed = match timeout(PATIENCE, body.next()).await {
+                Ok(None) => break,
+                Err(_) => MediaError::Broken("the sender stalled".to_owned()),
+                Ok(Some(Ok(bytes))) => {
                     size += bytes.len() as u64;
                     if size <= limit {
                         writer.wait_for_capacity(PARTS_IN_FLIGHT).await?;
@@ -135,7 +145,7 @@ impl Media {
                     }
                     MediaError::TooLarge(limit)
                 }
-                Err(error) => MediaError::Broken(error.to_string()),
+                Ok(Some(Err(error))) => MediaError::Broken(error.to_string()),
             };
             writer.abort().await?;
             return Err(failed);

@@ -2,7 +2,7 @@
 
 use super::{Media, MediaError, MediaFile, check_id};
 use bytes::Bytes;
-use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use ruma::ServerName;
 use std::io::Cursor;
 use std::sync::Arc;
@@ -16,8 +16,7 @@ pub const MAX_PIXELS: u64 = 40_000_000;
 
 /// The sizes that are made; a wish is served with the smallest that is not smaller.
 /// <https://spec.matrix.org/v1.19/client-server-api/#thumbnails>
-const SIZES: [(u32, u32, bool); 5] =
-    [(32, 32, true), (96, 96, true), (320, 240, false), (640, 480, false), (800, 600, false)];
+const SIZES: [(u32, u32); 5] = [(32, 32), (96, 96), (320, 240), (640, 480), (800, 600)];
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug)]
@@ -31,18 +30,12 @@ pub struct ThumbnailWish {
 }
 
 impl ThumbnailWish {
-    /// The size that is made for this wish.
-    fn key(self) -> ThumbnailKey {
-        let fits = |(width, height, crop): &(u32, u32, bool)| {
-            *crop == self.crop && *width >= self.width && *height >= self.height
-        };
-        let (width, height, crop) = SIZES.iter().copied().find(fits).unwrap_or(if self.crop {
-            // Larger crops are rare; they get the shape asked for, within the largest size.
-            (self.width.clamp(1, 800), self.height.clamp(1, 600), true)
-        } else {
-            (800, 600, false)
-        });
-        ThumbnailKey { width, height, crop, animated: false }
+    /// The size that is made for this wish: one of a few, so that nobody fills the disk with sizes. None: only the
+    /// picture itself may be large enough.
+    fn key(self) -> Option<ThumbnailKey> {
+        let fits = |(width, height): &(u32, u32)| *width >= self.width && *height >= self.height;
+        let (width, height) = SIZES.iter().copied().find(fits)?;
+        Some(ThumbnailKey { width, height, crop: self.crop, animated: false })
     }
 }
 
@@ -61,7 +54,10 @@ impl Media {
     ) -> Result<MediaFile, MediaError> {
         check_id(id)?;
         let source = self.find(server, id, wait, remote).await?;
-        let key = wish.key();
+        let Some(key) = wish.key() else {
+            let kind = source.content_type.as_deref().unwrap_or_default();
+            return if is_picture(kind) { Ok(source) } else { Err(MediaError::NoThumbnail) };
+        };
         let made = self.core.store.read().await?.thumbnail_load(server, id, key).await?;
         if let Some((object, content_type, size)) = made {
             return Ok(MediaFile {
@@ -74,11 +70,15 @@ impl Media {
         if source.size > MAX_SOURCE_BYTES {
             return Err(MediaError::NoThumbnail);
         }
+        let turn = Arc::clone(&self.drawing).acquire_owned().await.map_err(|_| MediaError::NoThumbnail)?;
         let bytes = self.read_all(&source.object).await?;
-        let _turn = self.drawing.acquire().await.map_err(|_| MediaError::NoThumbnail)?;
-        let drawn = tokio::task::spawn_blocking(move || draw(&bytes, key))
-            .await
-            .map_err(|_| MediaError::NoThumbnail)??;
+        let drawn = tokio::task::spawn_blocking(move || {
+            // The thread goes on when the client has gone, and keeps its turn.
+            let _turn = turn;
+            draw(&bytes, key)
+        })
+        .await
+        .map_err(|_| MediaError::NoThumbnail)??;
         let Some((picture, content_type)) = drawn else {
             // Never upscale: a picture that is small enough is its own thumbnail.
             return Ok(source);
@@ -114,7 +114,13 @@ impl Media {
     }
 }
 
-/// Decodes, scales and encodes; `None` when the picture is not larger than the thumbnail would be.
+/// Whether the uploader said that it is a picture of a kind that is decoded here.
+fn is_picture(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    ImageFormat::from_mime_type(essence).is_some_and(|format| format.reading_enabled())
+}
+
+/// Decodes, turns upright, scales and encodes; `None` when the picture is not larger than the thumbnail would be.
 fn draw(bytes: &[u8], key: ThumbnailKey) -> Result<Option<(Vec<u8>, &'static str)>, MediaError> {
     let no = |_| MediaError::NoThumbnail;
     let mut reader =
@@ -131,11 +137,14 @@ fn draw(bytes: &[u8], key: ThumbnailKey) -> Result<Option<(Vec<u8>, &'static str
     if width <= key.width && height <= key.height {
         return Ok(None);
     }
-    let picture = reader.decode().map_err(no)?;
+    let mut decoder = reader.into_decoder().map_err(no)?;
+    let orientation = decoder.orientation().map_err(no)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(no)?;
+    picture.apply_orientation(orientation);
     let small = if key.crop {
         picture.resize_to_fill(
-            key.width.min(width),
-            key.height.min(height),
+            key.width.min(picture.width()),
+            key.height.min(picture.height()),
             image::imageops::FilterType::Triangle,
         )
     } else {
@@ -161,14 +170,14 @@ mod tests {
 
     #[test]
     fn wishes_are_rounded_up_to_the_sizes_that_are_made() {
-        let key = |width, height, crop| {
-            let key = ThumbnailWish { width, height, crop }.key();
-            (key.width, key.height)
+        let key = |width, height| {
+            let key = ThumbnailWish { width, height, crop: true }.key();
+            key.map(|key| (key.width, key.height))
         };
-        assert_eq!(key(30, 30, true), (32, 32));
-        assert_eq!(key(33, 20, true), (96, 96));
-        assert_eq!(key(300, 200, false), (320, 240));
-        assert_eq!(key(5000, 5000, false), (800, 600));
+        assert_eq!(key(30, 30), Some((32, 32)));
+        assert_eq!(key(33, 20), Some((96, 96)));
+        assert_eq!(key(300, 200), Some((320, 240)));
+        assert_eq!(key(5000, 5000), None);
     }
 
     #[test]

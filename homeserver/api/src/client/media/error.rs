@@ -35,11 +35,15 @@ impl From<MediaError> for ApiError {
                 ErrorCode::TooLarge,
                 format_args!("The media of the other server is larger than {limit} bytes"),
             ),
-            MediaError::Remote(why) => ApiError::new(
-                StatusCode::BAD_GATEWAY,
-                ErrorCode::Unknown,
-                format_args!("The other server did not give the media: {why}"),
-            ),
+            MediaError::Remote(why) => {
+                // It names addresses: for our log alone.
+                tracing::debug!(why, "media of another server cannot be had");
+                ApiError::new(
+                    StatusCode::BAD_GATEWAY,
+                    ErrorCode::Unknown,
+                    "The other server did not give the media",
+                )
+            }
             MediaError::Broken(why) => ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, why),
             MediaError::NoThumbnail => ApiError::new(
                 StatusCode::BAD_REQUEST,
