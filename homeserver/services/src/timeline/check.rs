@@ -17,8 +17,11 @@ pub(crate) async fn state_content(core: &Core, room: &RoomId, draft: &Draft) -> 
         .map_err(|_| TimelineError::BadContent("the content must be an object".to_owned()))?;
     match draft.kind {
         TimelineEventType::RoomCanonicalAlias => aliases(core, room, &content).await,
-        TimelineEventType::RoomPowerLevels => power_levels(&content),
-        TimelineEventType::RoomCreate => Err(TimelineError::Forbidden("a room is created once".to_owned())),
+        TimelineEventType::RoomPowerLevels => {
+            power_levels(&content)?;
+            creators(core, room, &content).await
+        }
+        TimelineEventType::RoomCreate => Err(TimelineError::BadContent("a room is created once".to_owned())),
         _ => Ok(()),
     }
 }
