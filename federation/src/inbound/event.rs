@@ -71,8 +71,9 @@ impl RoomWork<'_> {
                 return Err(Trouble::dropped("prev_events are unknown and could not be fetched"));
             }
         }
-        self.fetch_missing_auth(&event).await?;
+        // The state first: at a gap it is asked for with its auth chain, which usually brings the auth events too.
         let state_before = self.state_before(&event, &missing).await?;
+        self.fetch_missing_auth(&event).await?;
         let rejected = self.authorise(&event, state_before).await?;
         self.persist(event, state_before, rejected, source, !missing.is_empty()).await
     }
