@@ -205,6 +205,16 @@ pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[Stri
     })
 }
 
+/// Reads a body by hand. What is no JSON at all is said to be that first.
+pub(crate) fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    serde_json::from_slice(body).map_err(|error| {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Err(broken) => not_json(broken),
+            Ok(_) => error.into(),
+        }
+    })
+}
+
 fn not_json(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::NotJson, error)
 }

@@ -76,7 +76,7 @@ impl Login {
 /// `POST /_matrix/client/v3/login`
 pub(super) async fn login(api: Api, received: Received) -> ApiResult<Response> {
     let body: &[u8] = if received.body.is_empty() { b"{}" } else { &received.body };
-    let login: Login = serde_json::from_slice(body)?;
+    let login: Login = crate::extract::json(body)?;
     let wish = DeviceWish {
         device_id: login.device_id.as_deref().map(Into::into),
         display_name: login.initial_device_display_name.clone(),

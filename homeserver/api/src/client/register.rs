@@ -139,7 +139,7 @@ struct Secret {
 
 /// `POST /_synapse/admin/v1/register`
 pub(super) async fn secret(State(api): State<Api>, body: Bytes) -> ApiResult<Json<Value>> {
-    let body: Secret = serde_json::from_slice(&body)?;
+    let body: Secret = crate::extract::json(&body)?;
     if body.username.is_empty() || body.password.is_empty() {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::BadJson, "Empty name or password"));
     }

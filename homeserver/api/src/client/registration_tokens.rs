@@ -71,7 +71,7 @@ async fn create(State(api): State<Api>, parts: Parts, body: Bytes) -> ApiResult<
     const LENGTH: usize = 16;
     const LONGEST: usize = 64;
     administrator(&api, &parts).await?;
-    let new: New = if body.is_empty() { New::default() } else { serde_json::from_slice(&body)? };
+    let new: New = if body.is_empty() { New::default() } else { crate::extract::json(&body)? };
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._~-".contains(c);
     let token = match new.token {
         Some(token) if token.is_empty() || token.len() > LONGEST || !token.chars().all(allowed) => {

@@ -288,9 +288,12 @@ impl Directory {
             });
             serde_json::value::to_raw_value(&stripped).ok()
         });
-        Ok(stripped
-            .filter(|event| Child::read(event).is_some_and(|child| child.suggested || !suggested_only))
-            .collect())
+        let mut children: Vec<(Child, Box<RawValue>)> = stripped
+            .filter_map(|event| Some((Child::read(&event)?, event)))
+            .filter(|(child, _)| child.suggested || !suggested_only)
+            .collect();
+        children.sort_by(|(one, _), (other, _)| one.place().cmp(&other.place()));
+        Ok(children.into_iter().map(|(_, event)| event).collect())
     }
 
     /// What federation tells another server of a room and its direct children: the room, children that the server may

@@ -63,17 +63,20 @@ impl Child {
     }
 }
 
+impl Child {
+    /// What children are sorted by: <https://spec.matrix.org/v1.19/client-server-api/#ordering-of-children-within-a-space>
+    pub(super) fn place(&self) -> (bool, Option<&str>, u64, &RoomId) {
+        (self.order.is_none(), self.order.as_deref(), self.since, &self.room)
+    }
+}
+
 fn is_order(order: &str) -> bool {
     order.len() <= MAX_ORDER && order.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
 }
 
 /// Sorts children: those with an order first, by it; then by the age of the event, then by id.
 pub(super) fn sort(children: &mut [Child]) {
-    children.sort_by(|one, other| {
-        let key =
-            |child: &Child| (child.order.is_none(), child.order.clone(), child.since, child.room.clone());
-        key(one).cmp(&key(other))
-    });
+    children.sort_by(|one, other| one.place().cmp(&other.place()));
 }
 
 #[cfg(test)]

@@ -110,5 +110,5 @@ pub(super) fn text(request: &impl PlainRequest, at: usize) -> &str {
 /// # Errors
 /// 400 `M_NOT_JSON` or `M_BAD_JSON`.
 pub(super) fn body<T: DeserializeOwned>(json: &[u8]) -> ApiResult<T> {
-    Ok(serde_json::from_slice(if json.is_empty() { b"{}" } else { json })?)
+    crate::extract::json(if json.is_empty() { b"{}" } else { json })
 }
