@@ -207,11 +207,10 @@ pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[Stri
 
 /// Reads a body by hand. What is no JSON at all is said to be that first.
 pub(crate) fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
-    serde_json::from_slice(body).map_err(|error| {
-        match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
-            Err(broken) => not_json(broken),
-            Ok(_) => error.into(),
-        }
+    let text = std::str::from_utf8(body).map_err(|_| not_json("The body is not UTF-8"))?;
+    serde_json::from_str(text).map_err(|error| match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        Err(broken) => not_json(broken),
+        Ok(_) => error.into(),
     })
 }
 
