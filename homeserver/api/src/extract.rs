@@ -190,19 +190,17 @@ pub(crate) fn parse<R: IncomingRequest>(parts: &Parts, body: &[u8], path: &[Stri
     // Fields that an endpoint does not look at are skipped without being decoded.
     let text = std::str::from_utf8(body).map_err(|_| not_json("The body is not UTF-8"))?;
     let takes_json = parts.method == http::Method::POST || parts.method == http::Method::PUT;
+    if takes_json && !text.is_empty() {
+        // What is no JSON at all may break another rule first, or none: raw contents are not looked into.
+        serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(not_json)?;
+    }
     let body: &[u8] = if body.is_empty() && takes_json { b"{}" } else { body };
     let mut request = http::Request::new(body);
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
     *request.headers_mut() = parts.headers.clone();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    R::try_from_http_request_inner(request, &path).map_err(|error| {
-        // What is no JSON at all may break another rule first.
-        match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-            Err(broken) if !text.is_empty() => not_json(broken),
-            _ => error.into(),
-        }
-    })
+    Ok(R::try_from_http_request_inner(request, &path)?)
 }
 
 /// Reads a body by hand. What is no JSON at all is said to be that first.
