@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every check and every test of Waxwing on a Debian 12 that has Rust, Go and Node.
 #
-#   ./test.sh         everything: formatting, lints, dependencies, Rust tests on SQLite and PostgreSQL, the demo,
-#                     Complement
+#   ./test.sh         everything: formatting, lints, dependencies, Rust tests on SQLite and PostgreSQL, other
+#                     people's clients, the demo, Complement
 #   ./test.sh quick   the inner loop: formatting, lints, unit and storage tests on both engines
 #
 # Each part runs, or the whole fails: nothing is skipped silently. As root it installs what is missing from Debian;
@@ -125,6 +125,11 @@ demo() {
     WAXWING_PROFILE=dev script ./demo.sh
 }
 
+# clients NAME: another project's client against a server of its own.
+clients() {
+    WAXWING_BIN=$target/debug/waxwing WAXWING_TEST_CLIENT=$target/debug/waxwing-client script scripts/clients.sh "$@"
+}
+
 complement() {
     WAXWING_BIN=$target/debug/waxwing script complement/run.sh
 }
@@ -148,6 +153,7 @@ else
     part "Rust tests on both engines" all_tests
     part "client against a server on SQLite" live_tests
     part "client against a server on PostgreSQL" live_tests --postgres
+    part "matrix-nio" clients nio
     part "demo" demo
     part "Complement" complement
 fi

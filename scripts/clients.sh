@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Runs other people's Matrix clients, unmodified and pinned, against a fresh Waxwing together with waxwing-client.
+#
+#   scripts/clients.sh [--postgres] [CLIENT...]
+#
+# The clients, all of them when none is named:
+#
+#   nio       matrix-nio (Python) with libolm, and its newer release with vodozemac
+#
+# Each has a folder in homeserver/tests/clients and a function client_NAME here. What is missing on a Debian 12 with
+# Rust, Go and Node is installed: Debian's packages as root, the clients from their package registries, below
+# ${XDG_CACHE_HOME:-~/.cache}/waxwing/clients. What cannot be installed is a failure, as is a message that cannot be
+# decrypted. WAXWING_BIN and WAXWING_TEST_CLIENT name programs that are built already; --postgres as in with-server.sh.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+readonly folder=$root/homeserver/tests/clients
+readonly cache=${XDG_CACHE_HOME:-$HOME/.cache}/waxwing/clients
+readonly all=(nio)
+
+usage() {
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    exit 2
+}
+
+# debian PROGRAM:PACKAGE...: installs the packages whose programs are missing.
+debian() {
+    local missing=() pair
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if [[ $(id -u) -ne 0 ]]; then
+        echo "missing Debian packages: ${missing[*]}" >&2
+        return 1
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"
+}
+
+# python_environment NAME REQUIREMENTS: sets `python` to the interpreter of an environment with exactly these packages.
+# Another version of the file makes another environment; two runs that make the same one wait for each other.
+python_environment() {
+    local place lock
+    debian python3:python3-venv
+    python3 -c 'import ensurepip' 2>/dev/null || debian "a module of python3:python3-venv"
+    place=$cache/$1-$({ cat "$2"; python3 --version; } | sha256sum | cut -c1-16)
+    python=$place/bin/python
+    mkdir -p "$cache"
+    exec {lock}>"$place.lock"
+    flock "$lock"
+    if [[ ! -e $place/complete ]]; then
+        python3 -m venv --clear "$place"
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --no-binary atomicwrites -r "$2"
+        touch "$place/complete"
+    fi
+    exec {lock}>&-
+}
+
+# scenario COMMAND...: runs a command beside a server of its own.
+scenario() {
+    "$root/scripts/with-server.sh" "${database[@]}" "$@"
+}
+
+client_nio() {
+    local version
+    for version in libolm vodozemac; do
+        python_environment "nio-$version" "$folder/nio/requirements-$version.txt"
+        scenario "$python" "$folder/nio/scenario.py"
+    done
+}
+
+database=()
+if [[ ${1:-} == --postgres ]]; then
+    database=(--postgres)
+    shift
+fi
+chosen=()
+for name in "${@:-all}"; do
+    if [[ $name == all ]]; then
+        chosen+=("${all[@]}")
+    elif [[ " ${all[*]} " == *" $name "* ]]; then
+        chosen+=("$name")
+    else
+        usage
+    fi
+done
+
+target=${CARGO_TARGET_DIR:-$root/target}
+build=()
+[[ -n ${WAXWING_BIN:-} ]] || build+=(-p waxwing)
+[[ -n ${WAXWING_TEST_CLIENT:-} ]] || build+=(-p waxwing-client)
+if [[ ${#build[@]} -gt 0 ]]; then
+    (cd "$root" && cargo build --quiet --locked "${build[@]}")
+fi
+WAXWING_BIN=$(realpath "${WAXWING_BIN:-$target/debug/waxwing}")
+WAXWING_TEST_CLIENT=$(realpath "${WAXWING_TEST_CLIENT:-$target/debug/waxwing-client}")
+export WAXWING_BIN WAXWING_TEST_CLIENT PYTHONDONTWRITEBYTECODE=1
+
+for name in "${chosen[@]}"; do
+    printf -- '-- %s\n' "$name"
+    began=$SECONDS
+    # Not in a condition: errexit would not hold inside.
+    "client_$name"
+    printf -- '-- %s passed in %d s\n' "$name" $((SECONDS - began))
+done
