@@ -94,6 +94,38 @@ impl Raw {
         Answer::of(request.send().await.unwrap()).await
     }
 
+    /// With headers of the caller's making, none where the client
+    /// library itself refuses to send them. Tried again where the server hung up over a body that it did not read.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &[u8])],
+        body: impl Into<Vec<u8>>,
+    ) -> Option<(Answer, reqwest::header::HeaderMap)> {
+        const TRIES: usize = 3;
+        let body = body.into();
+        let mut failed = None;
+        for _ in 0..TRIES {
+            let url = format!("{}{path}", self.base);
+            let mut request = self.client.request(method.clone(), url).body(body.clone());
+            if !self.token.is_empty() {
+                request = request.bearer_auth(&self.token);
+            }
+            for (name, value) in headers {
+                request = request.header(*name, reqwest::header::HeaderValue::from_bytes(value).ok()?);
+            }
+            match self.client.execute(request.build().ok()?).await {
+                Ok(response) => {
+                    let headers = response.headers().clone();
+                    return Some((Answer::of(response).await, headers));
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        panic!("{method} {path}: {failed:?}");
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, "").await
     }

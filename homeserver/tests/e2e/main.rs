@@ -22,7 +22,10 @@ macro_rules! in_each_shape {
 }
 
 mod bad_input;
+mod coverage;
+mod endpoints;
 mod federation;
+mod hostile;
 mod http;
 mod latency;
 mod letters;
@@ -30,3 +33,4 @@ mod node;
 mod postgres;
 mod proxy;
 mod site;
+mod tenants;

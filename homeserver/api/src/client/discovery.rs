@@ -7,23 +7,19 @@ use axum::Json;
 use axum::extract::State;
 use ruma::RoomVersionId;
 use ruma::api::client::discovery::discover_homeserver::{self, HomeserverInfo};
-use ruma::api::client::discovery::get_capabilities::v3::{
-    self as get_capabilities, AccountModerationCapability, ForgetForcedUponLeaveCapability,
-    GetLoginTokenCapability, ProfileFieldsCapability, RoomVersionStability, RoomVersionsCapability,
-    ThirdPartyIdChangesCapability,
-};
+use ruma::api::client::discovery::get_capabilities::v3 as get_capabilities;
 use ruma::api::client::discovery::get_supported_versions;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// Versions of the client-server API that are served.
+/// Versions of the client-server API that are served. Some clients know only the older names.
 const VERSIONS: &[&str] = &[
+    "r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1",
     "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
     "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
 /// Features beyond these versions, or from before them, that clients look for. Only what exists here.
 const FEATURES: &[&str] = &[
-    "org.matrix.label_based_filtering",
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
@@ -31,12 +27,16 @@ const FEATURES: &[&str] = &[
     "org.matrix.msc3771",
     "org.matrix.msc3773",
     "org.matrix.msc3827.stable",
+    "org.matrix.msc3874",
     "org.matrix.msc3882",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3981",
     "org.matrix.msc4151",
+    "org.matrix.msc4155",
     "org.matrix.msc4222",
-    "org.matrix.simplified_msc3575",
+    "org.matrix.msc4380.stable",
+    "uk.half-shot.msc2666.query_mutual_rooms",
+    "uk.half-shot.msc2666.query_mutual_rooms.stable",
     "uk.tcpip.msc4133",
     "uk.tcpip.msc4133.stable",
     "uk.timedout.msc4323",
@@ -62,27 +62,27 @@ pub(super) async fn versions(
     Ok(response)
 }
 
-/// `GET /_matrix/client/v3/capabilities`
-pub(super) async fn capabilities(
-    api: Api,
-    args: Args<get_capabilities::Request>,
-) -> ApiResult<get_capabilities::Response> {
-    let mut all = get_capabilities::Capabilities::new();
-    all.room_versions = RoomVersionsCapability::new(
-        api.core.settings.default_room_version.clone(),
-        waxwing_services::room_versions()
-            .iter()
-            .map(|version: &RoomVersionId| (version.clone(), RoomVersionStability::Stable))
-            .collect(),
-    );
-    all.thirdparty_id_changes = ThirdPartyIdChangesCapability::new(false);
-    all.get_login_token = GetLoginTokenCapability::new(true);
-    all.profile_fields = Some(ProfileFieldsCapability::new(true));
-    all.forget_forced_upon_leave = ForgetForcedUponLeaveCapability::new(false);
+/// `GET /_matrix/client/v3/capabilities`. Every capability is written out: clients take the absence of one for the
+/// older behaviour.
+pub(super) async fn capabilities(api: Api, args: Args<get_capabilities::Request>) -> ApiResult<Value> {
+    let versions: Map<String, Value> = waxwing_services::room_versions()
+        .iter()
+        .map(|version: &RoomVersionId| (version.to_string(), "stable".into()))
+        .collect();
+    let mut all = json!({
+        "m.change_password": { "enabled": true },
+        "m.room_versions": { "default": api.core.settings.default_room_version, "available": versions },
+        "m.set_displayname": { "enabled": true },
+        "m.set_avatar_url": { "enabled": true },
+        "m.3pid_changes": { "enabled": false },
+        "m.get_login_token": { "enabled": true },
+        "m.profile_fields": { "enabled": true },
+        "m.forget_forced_upon_leave": { "enabled": false },
+    });
     if args.requester.is_admin {
-        all.account_moderation = AccountModerationCapability::new(true, true);
+        all["m.account_moderation"] = json!({ "suspend": true, "lock": true });
     }
-    Ok(get_capabilities::Response::new(all))
+    Ok(json!({ "capabilities": all }))
 }
 
 /// `GET /.well-known/matrix/client`

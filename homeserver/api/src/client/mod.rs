@@ -8,6 +8,7 @@ mod backups;
 mod devices;
 mod directory;
 pub(crate) mod discovery;
+mod elsewhere;
 mod keys;
 mod login;
 pub(crate) mod media;
@@ -32,6 +33,7 @@ pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .merge(accounts())
         .merge(discovery())
+        .merge(elsewhere::routes())
         .ruma_json(sync::sync)
         .merge(room::routes())
         .merge(media::routes())
@@ -78,7 +80,7 @@ fn accounts() -> Router<Api> {
 fn discovery() -> Router<Api> {
     Router::new()
         .ruma(discovery::versions)
-        .ruma(discovery::capabilities)
+        .ruma_json(discovery::capabilities)
         .ruma(discovery::well_known_client)
         .route("/.well-known/matrix/server", get(discovery::well_known_server))
         .route("/.well-known/matrix/support", get(discovery::well_known_support))

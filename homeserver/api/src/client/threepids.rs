@@ -1,6 +1,7 @@
 //! Addresses and telephone numbers: nobody here has any, and none can be added.
 //! <https://spec.matrix.org/v1.19/client-server-api/#adding-account-administrative-contact-information>
 
+use super::user::plain::plain_request;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, Received};
 use crate::routes::RouterExt;
@@ -8,6 +9,7 @@ use crate::state::Api;
 use axum::Router;
 use axum::response::Response;
 use http::StatusCode;
+use ruma::api::auth_scheme::AccessToken;
 use ruma::api::client::account::{
     ThirdPartyIdRemovalStatus, add_3pid, bind_3pid, delete_3pid, get_3pids,
     request_3pid_management_token_via_email as manage_email,
@@ -20,11 +22,20 @@ use ruma::api::client::account::{
 use ruma::api::error::ErrorCode;
 use serde_json::{Value, json};
 
+plain_request!(
+    /// `POST /account/3pid`: the deprecated way to add one.
+    Add, POST, AccessToken, {
+        1.0 => "/_matrix/client/r0/account/3pid",
+        1.1 => "/_matrix/client/v3/account/3pid",
+    }
+);
+
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .ruma_json(list)
         .ruma(delete)
         .ruma(unbind)
+        .untyped::<Add, _, _>(refuse)
         .untyped::<add_3pid::v3::Request, _, _>(refuse)
         .untyped::<bind_3pid::v3::Request, _, _>(refuse)
         .untyped::<manage_email::v3::Request, _, _>(refuse)
@@ -50,7 +61,8 @@ async fn unbind(_api: Api, _args: Args<unbind_3pid::v3::Request>) -> ApiResult<u
     Ok(unbind_3pid::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
 }
 
-async fn refuse(_api: Api, _received: Received) -> ApiResult<Response> {
+async fn refuse(_api: Api, received: Received) -> ApiResult<Response> {
+    crate::extract::json::<serde::de::IgnoredAny>(&received.body)?;
     Err(ApiError::new(
         StatusCode::FORBIDDEN,
         ErrorCode::ThreepidDenied,

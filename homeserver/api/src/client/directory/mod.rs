@@ -21,6 +21,7 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(listing::visibility)
         .ruma(listing::set_visibility)
         .ruma_json(spaces::summary)
+        .ruma_json(spaces::summary_by_older_name)
         .ruma_json(spaces::hierarchy)
         .ruma(upgrade::upgrade)
 }

@@ -3,9 +3,13 @@ use crate::error::ApiResult;
 use crate::extract::Args;
 use crate::state::Api;
 use ruma::OwnedRoomId;
+use ruma::api::IncomingRequest;
+use ruma::api::auth_scheme::AccessTokenOptional;
 use ruma::api::client::room::get_summary;
 use ruma::api::client::space::get_hierarchy;
+use ruma::api::error::{DeserializationError, Error};
 use serde::Serialize;
+use waxwing_services::accounts::Requester;
 use waxwing_services::directory::{HierarchyQuery, SpaceRoom, Summary};
 
 /// A room's summary. The names of MSC3266 stand beside those of the specification.
@@ -21,10 +25,50 @@ pub(super) struct SummaryAnswer {
     encryption: Option<String>,
 }
 
+/// The request for a summary at the path of MSC3266 that matrix-js-sdk asks; ruma knows another.
+pub struct SummaryByOlderName(get_summary::v1::Request);
+
+ruma::metadata! { @for SummaryByOlderName,
+    method: GET,
+    rate_limited: false,
+    authentication: AccessTokenOptional,
+    history: {
+        unstable("im.nheko.summary") => "/_matrix/client/unstable/im.nheko.summary/summary/{room_id_or_alias}",
+    }
+}
+
+impl IncomingRequest for SummaryByOlderName {
+    type EndpointError = Error;
+    type OutgoingResponse = get_summary::v1::Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path: &[&str],
+    ) -> Result<SummaryByOlderName, DeserializationError> {
+        get_summary::v1::Request::try_from_http_request_inner(request, path).map(SummaryByOlderName)
+    }
+}
+
+/// `GET /_matrix/client/unstable/im.nheko.summary/summary/{roomIdOrAlias}`
+pub(super) async fn summary_by_older_name(
+    api: Api,
+    args: Args<SummaryByOlderName>,
+) -> ApiResult<SummaryAnswer> {
+    summarise(&api, args.requester.as_deref(), args.request.0).await
+}
+
 /// `GET /room_summary/{roomIdOrAlias}`
 pub(super) async fn summary(api: Api, args: Args<get_summary::v1::Request>) -> ApiResult<SummaryAnswer> {
-    let mut via = args.request.via;
-    let room = match OwnedRoomId::try_from(args.request.room_id_or_alias) {
+    summarise(&api, args.requester.as_deref(), args.request).await
+}
+
+async fn summarise(
+    api: &Api,
+    requester: Option<&Requester>,
+    request: get_summary::v1::Request,
+) -> ApiResult<SummaryAnswer> {
+    let mut via = request.via;
+    let room = match OwnedRoomId::try_from(request.room_id_or_alias) {
         Ok(room) => room,
         Err(alias) => {
             let (room, servers) = api.directory.resolve_alias(&alias).await?;
@@ -32,7 +76,7 @@ pub(super) async fn summary(api: Api, args: Args<get_summary::v1::Request>) -> A
             room
         }
     };
-    let user = args.requester.as_ref().map(|requester| &*requester.user_id);
+    let user = requester.map(|requester| &*requester.user_id);
     let (summary, membership) = api.directory.summary(user, &room, &via).await?;
     Ok(SummaryAnswer {
         version: summary.room_version.clone(),

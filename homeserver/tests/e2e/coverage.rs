@@ -1,0 +1,121 @@
+//! Walks the table of endpoints against a running server and writes down what each answers to who has no token, to a
+//! body that is no JSON, and to a method that it does not know. The result is `docs/coverage.md`.
+
+use crate::endpoints::{self, Auth, Kind, Operation, plausible};
+use crate::http::Raw;
+use crate::site::{Shape, Site};
+use reqwest::Method;
+use serde_json::json;
+use std::fmt::Write;
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/coverage.md");
+const HEAD: &str = "\
+# Client endpoints
+
+Made by walking `homeserver/tests/coverage/endpoints.tsv` against a running server. To make it anew:
+`WAXWING_TEST_UPDATE=1 cargo test -p waxwing --test e2e coverage::`. A test fails while it is not current.
+
+\"Served\": the server knows the path and the method. The other columns are what it answers to a request without a token,
+with `{` as the body, and with the method `PATCH`; \"–\" where that means nothing (nobody needs a token, there is no JSON
+in the body).
+";
+
+/// What an operation answered.
+struct Row {
+    operation: Operation,
+    served: bool,
+    no_token: String,
+    bad_json: String,
+    wrong_method: String,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_operation_answers_as_documented() {
+    let site = Site::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&site.url, "alice").await;
+    let room = alice.create_room(json!({})).await;
+    let mut rows = Vec::new();
+    for operation in endpoints::all() {
+        let path = operation.filled(|name| plausible(name, &alice.user, &room));
+        rows.push(walk(&alice, operation, &path).await);
+    }
+    let found = document(&rows);
+    if std::env::var_os("WAXWING_TEST_UPDATE").is_some() {
+        std::fs::write(DOCUMENT, &found).unwrap();
+    }
+    let committed = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
+    let differs: Vec<&str> =
+        found.lines().filter(|line| !committed.lines().any(|other| other == *line)).collect();
+    assert!(committed == found, "docs/coverage.md is not current:\n{}", differs.join("\n"));
+    check(&rows);
+}
+
+/// What must hold of every operation, whatever the document says.
+fn check(rows: &[Row]) {
+    for row in rows.iter().filter(|row| row.served) {
+        let shown = row.operation.shown();
+        assert_eq!(row.wrong_method, "405 M_UNRECOGNIZED", "{shown}");
+        if matches!(row.operation.auth, Auth::User | Auth::Appservice) {
+            assert_eq!(row.no_token, "401 M_MISSING_TOKEN", "{shown}");
+        }
+        if row.operation.takes_json() && row.operation.auth != Auth::Appservice {
+            assert_eq!(row.bad_json, "400 M_NOT_JSON", "{shown}");
+        }
+    }
+}
+
+async fn walk(alice: &Raw, operation: Operation, path: &str) -> Row {
+    let method = operation.method.clone();
+    let wrong = alice.send(Method::PATCH, path, "").await;
+    let broken = alice.send(method.clone(), path, if operation.takes_json() { "{" } else { "" }).await;
+    let nobody = alice.with_token("").send(method, path, "{}").await;
+    let served = wrong.status == 405 && broken.status != 405;
+    let answer = |answer: &crate::http::Answer| format!("{} {}", answer.status.as_u16(), answer.code());
+    let browsers = alice.send_with(Method::OPTIONS, path, &[("origin", b"https://app.example")], *b"").await;
+    let (allowed, headers) = browsers.unwrap();
+    assert!(allowed.status.is_success(), "OPTIONS {path}");
+    assert_eq!(headers["access-control-allow-origin"], "*", "OPTIONS {path}");
+    let needs_token = matches!(operation.auth, Auth::User | Auth::Appservice);
+    Row {
+        no_token: if needs_token { answer(&nobody) } else { "–".to_owned() },
+        bad_json: if operation.takes_json() { answer(&broken) } else { "–".to_owned() },
+        wrong_method: answer(&wrong),
+        operation,
+        served,
+    }
+}
+
+fn document(rows: &[Row]) -> String {
+    let mut out = HEAD.to_owned();
+    let parts = [
+        (Kind::Spec, "Operations of the specification"),
+        (Kind::Prose, "Pages and files of the specification's prose"),
+        (Kind::Unstable, "Operations of proposals that clients use"),
+        (Kind::Alias, "Older paths"),
+    ];
+    for (kind, title) in parts {
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.operation.kind == kind).collect();
+        let served = rows.iter().filter(|row| row.served).count();
+        write!(out, "\n## {title}: {served} of {} served\n\n", rows.len()).unwrap();
+        out.push_str("| method | path | operation | since | served | no token | bad JSON | wrong method |\n");
+        out.push_str("|---|---|---|---|---|---|---|---|\n");
+        for row in rows {
+            let Row { operation, served, no_token, bad_json, wrong_method } = row;
+            let Operation { method, path, name, since, .. } = operation;
+            let deprecated = if operation.deprecated { " (deprecated)" } else { "" };
+            let blank = "–".to_owned();
+            let [no_token, bad_json, wrong_method] = if *served {
+                [no_token, bad_json, wrong_method]
+            } else {
+                [&blank; 3]
+            };
+            let served = if *served { "yes" } else { "**no**" };
+            writeln!(
+                out,
+                "| {method} | `{path}` | {name}{deprecated} | {since} | {served} | {no_token} | {bad_json} | {wrong_method} |"
+            )
+            .unwrap();
+        }
+    }
+    out
+}
