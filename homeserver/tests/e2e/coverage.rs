@@ -104,11 +104,8 @@ fn document(rows: &[Row]) -> String {
             let Operation { method, path, name, since, .. } = operation;
             let deprecated = if operation.deprecated { " (deprecated)" } else { "" };
             let blank = "–".to_owned();
-            let [no_token, bad_json, wrong_method] = if *served {
-                [no_token, bad_json, wrong_method]
-            } else {
-                [&blank; 3]
-            };
+            let [no_token, bad_json, wrong_method] =
+                if *served { [no_token, bad_json, wrong_method] } else { [&blank; 3] };
             let served = if *served { "yes" } else { "**no**" };
             writeln!(
                 out,

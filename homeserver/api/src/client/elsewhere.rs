@@ -34,9 +34,7 @@ plain_request!(
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
-        .ruma(|_: Api, _: Args<AuthMetadata>| async {
-            Err::<JsonAnswer, ApiError>(ApiError::unrecognized())
-        })
+        .ruma(|_: Api, _: Args<AuthMetadata>| async { Err::<JsonAnswer, ApiError>(ApiError::unrecognized()) })
         .ruma(|_: Api, _: Args<SsoRedirect>| async { no_single_sign_on() })
         .ruma(|_: Api, _: Args<SsoRedirectTo>| async { no_single_sign_on() })
         .route(
