@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha1::Sha1;
+use std::fmt::Write;
 
 const SECRET: &str = "tenants";
 /// Said while everyone was there; nobody who never came may read it.
@@ -38,7 +39,10 @@ async fn administrator(site: &Site) -> Raw {
     let nonce = nobody.get("/_synapse/admin/v1/register").await.fine()["nonce"].clone();
     let mut mac = Hmac::<Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();
     mac.update(format!("{}\0root\0correct horse\0admin", nonce.as_str().unwrap()).as_bytes());
-    let mac: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mac = mac.finalize().into_bytes().iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
     let body =
         json!({"nonce": nonce, "username": "root", "password": "correct horse", "admin": true, "mac": mac});
     let made = nobody.post("/_synapse/admin/v1/register", body).await.fine();
