@@ -154,6 +154,8 @@ else
     part "client against a server on SQLite" live_tests
     part "client against a server on PostgreSQL" live_tests --postgres
     part "matrix-nio" clients nio
+    part "matrix-js-sdk in Node" clients js
+    part "matrix-js-sdk in a browser" clients browser
     part "demo" demo
     part "Complement" complement
 fi

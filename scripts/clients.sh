@@ -6,19 +6,21 @@
 # The clients, all of them when none is named:
 #
 #   nio       matrix-nio (Python) with libolm, and its newer release with vodozemac
+#   js        matrix-js-sdk with its Rust crypto, in Node
+#   browser   matrix-js-sdk with its Rust crypto and IndexedDB, on a page in Chromium
 #
 # Each has a folder in homeserver/tests/clients and a function client_NAME here. What is missing on a Debian 12 with
 # Rust, Go and Node is installed: Debian's packages as root, the clients from their package registries, below
-# ${XDG_CACHE_HOME:-~/.cache}/waxwing/clients. What cannot be installed is a failure, as is a message that cannot be
+# ${XDG_CACHE_HOME:-~/.cache}/waxwing/clients and in node_modules. What cannot be installed is a failure, as is a message that cannot be
 # decrypted. WAXWING_BIN and WAXWING_TEST_CLIENT name programs that are built already; --postgres as in with-server.sh.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 readonly folder=$root/homeserver/tests/clients
 readonly cache=${XDG_CACHE_HOME:-$HOME/.cache}/waxwing/clients
-readonly all=(nio)
+readonly all=(nio js browser)
 
 usage() {
-    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    sed -n '2,15s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
@@ -56,6 +58,21 @@ python_environment() {
     exec {lock}>&-
 }
 
+# node_packages FOLDER: installs what the folder's lock file names, where that has not been done.
+node_packages() {
+    local key lock
+    debian node:nodejs npm:npm
+    key=$({ cat "$1/package-lock.json"; node --version; } | sha256sum | cut -c1-16)
+    mkdir -p "$cache"
+    exec {lock}>"$cache/node-$(sha256sum <<<"$1" | cut -c1-16).lock"
+    flock "$lock"
+    if [[ $(cat "$1/node_modules/.installed" 2>/dev/null) != "$key" ]]; then
+        (cd "$1" && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts)
+        echo "$key" >"$1/node_modules/.installed"
+    fi
+    exec {lock}>&-
+}
+
 # scenario COMMAND...: runs a command beside a server of its own.
 scenario() {
     "$root/scripts/with-server.sh" "${database[@]}" "$@"
@@ -67,6 +84,17 @@ client_nio() {
         python_environment "nio-$version" "$folder/nio/requirements-$version.txt"
         scenario "$python" "$folder/nio/scenario.py"
     done
+}
+
+client_js() {
+    node_packages "$folder/js"
+    scenario node "$folder/js/node.mjs"
+}
+
+client_browser() {
+    debian chromium:chromium
+    node_packages "$folder/js"
+    scenario node "$folder/js/browser.mjs"
 }
 
 database=()

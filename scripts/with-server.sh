@@ -38,8 +38,8 @@ end() {
     id=$(<"$folder/id")
     kill -s "$1" "$id" 2>/dev/null || return 0
     for _ in $(seq 300); do
-        # What has ended and was not waited for yet has no command line.
-        [[ -s /proc/$id/cmdline && -n $(tr -d '\0' <"/proc/$id/cmdline") ]] 2>/dev/null || return 0
+        # Ended and not waited for yet is ended: its files are closed, its lock is free.
+        [[ $(sed -n 's/^State:\t//p' "/proc/$id/status" 2>/dev/null) == [A-Y]* ]] || return 0
         sleep 0.1
     done
     echo "with-server.sh: the server did not end within 30 s" >&2

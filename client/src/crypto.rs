@@ -256,7 +256,14 @@ impl Client {
         raw: &Raw<AnySyncTimelineEvent>,
     ) -> Result<Option<TimelineEvent>> {
         match self.open_event(room_id, raw).await? {
-            Opened::Clear(event) => Ok(event),
+            Opened::Clear(event) => {
+                // Other clients send these steps in the clear in encrypted rooms too; what is compared protects them.
+                if let Ok(AnySyncTimelineEvent::MessageLike(step)) = raw.deserialize() {
+                    let step = step.into_full_event(room_id.to_owned());
+                    self.machine().receive_verification_event(&step).await?;
+                }
+                Ok(event)
+            }
             Opened::Decrypted(event, decrypted) => {
                 if let Ok(AnyTimelineEvent::MessageLike(step)) = decrypted.deserialize() {
                     self.machine().receive_verification_event(&step).await?;

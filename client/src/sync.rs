@@ -134,8 +134,6 @@ impl Client {
         };
         let (_, keys) = self.machine().receive_sync_changes(changes, &DECRYPTION).await?;
         update.new_room_keys = keys.len();
-        // Device queries before the timeline: a verification request from an unknown device would be ignored.
-        self.send_outgoing().await?;
         for (room_id, room) in answer.rooms.invite {
             self.absorb_invitation(&room_id, &room);
             update.invitations.push(room_id);
@@ -143,8 +141,19 @@ impl Client {
         for (room_id, room) in answer.rooms.leave {
             self.absorb_left(&room_id, &room);
         }
-        for (room_id, room) in answer.rooms.join {
-            self.absorb_joined(room_id, room, &mut update).await?;
+        for (room_id, room) in &answer.rooms.join {
+            self.absorb_joined(room_id, room).await?;
+        }
+        // Device queries before the timelines: a verification request from an unknown device would be ignored, also
+        // when its room is new to us.
+        self.send_outgoing().await?;
+        for (room_id, room) in &answer.rooms.join {
+            for raw in &room.timeline.events {
+                if let Some(event) = self.receive_event(room_id, raw).await? {
+                    self.store().put(event.clone());
+                    update.events.push(event);
+                }
+            }
         }
         if update.new_room_keys > 0 {
             update.events.extend(self.open_waiting().await?);
@@ -174,16 +183,12 @@ impl Client {
         room.members_complete = false;
     }
 
-    async fn absorb_joined(
-        &self,
-        room_id: OwnedRoomId,
-        joined: JoinedRoom,
-        update: &mut Update,
-    ) -> Result<()> {
+    /// Applies a room's state, and has the devices of its members watched.
+    async fn absorb_joined(&self, room_id: &RoomId, joined: &JoinedRoom) -> Result<()> {
         let users = {
             let mut store = self.store();
-            let fresh = store.room(&room_id).is_none_or(|room| room.membership != Membership::Joined);
-            let room = store.room_mut(&room_id, Membership::Joined);
+            let fresh = store.room(room_id).is_none_or(|room| room.membership != Membership::Joined);
+            let room = store.room_mut(room_id, Membership::Joined);
             for event in state_events(&joined.state).chain(timeline_state(&joined.timeline)) {
                 room.apply(&event);
             }
@@ -194,12 +199,6 @@ impl Client {
             if room.is_encrypted() { room.recipients() } else { Vec::new() }
         };
         self.machine().update_tracked_users(users.iter().map(|user| &**user)).await?;
-        for raw in &joined.timeline.events {
-            if let Some(event) = self.receive_event(&room_id, raw).await? {
-                self.store().put(event.clone());
-                update.events.push(event);
-            }
-        }
         Ok(())
     }
 

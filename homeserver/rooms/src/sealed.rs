@@ -99,6 +99,13 @@ const TEXT_FIELDS: [&str; 8] = [
     "org.matrix.msc1767.message",
 ];
 
+/// What a request to verify somebody in a room is made of:
+/// <https://spec.matrix.org/v1.19/client-server-api/#mroommessagemkeyverificationrequest>.
+const REQUEST_FIELDS: [&str; 7] =
+    ["msgtype", "body", "from_device", "methods", "to", "m.mentions", "m.relates_to"];
+/// The most bytes of such a request's fallback text. Clients write one fixed sentence, of about 200 bytes.
+const MAX_REQUEST_BODY: usize = 512;
+
 /// To-device types that carry keys or secrets and are only ever meant to travel inside `m.room.encrypted`.
 const KEY_TYPES: [&str; 7] = [
     "m.room_key",
@@ -141,6 +148,9 @@ fn check_message(kind: &str, content: &RawValue) -> Result<(), Refusal> {
     if kind == "m.room.encrypted" {
         return if is_ciphertext(&content) && !has_text { Ok(()) } else { Err(Refusal::NotEncrypted) };
     }
+    if kind == "m.room.message" && is_verification_request(&content) {
+        return Ok(());
+    }
     if !may_be_clear(kind) {
         return Err(Refusal::Plaintext(kind.to_owned()));
     }
@@ -150,6 +160,18 @@ fn check_message(kind: &str, content: &RawValue) -> Result<(), Refusal> {
 fn may_be_clear(kind: &str) -> bool {
     let listed = CLEAR_TYPES.contains(&kind) || CLEAR_PREFIXES.iter().any(|prefix| kind.starts_with(prefix));
     listed && !NEVER_CLEAR.contains(&kind)
+}
+
+/// Whether a message is the first step of a verification, whose other steps are event types of their own. Clients on
+/// matrix-js-sdk send it in the clear in encrypted rooms too; it carries no words but a fixed sentence for clients that
+/// know no verification.
+fn is_verification_request(content: &Map<String, Value>) -> bool {
+    let text = |field: &str| content.get(field).and_then(Value::as_str);
+    text("msgtype") == Some("m.key.verification.request")
+        && text("from_device").is_some_and(|device| !device.is_empty())
+        && text("to").is_some_and(|user| user.starts_with('@'))
+        && text("body").is_some_and(|body| body.len() <= MAX_REQUEST_BODY)
+        && content.keys().all(|field| REQUEST_FIELDS.contains(&field.as_str()))
 }
 
 /// Whether content has what every encryption algorithm of the protocol has: its name, and a ciphertext that is text
@@ -274,6 +296,21 @@ mod tests {
         let raw = RawValue::from_string("{}".to_owned()).unwrap();
         let policy = SealPolicy { also_clear: ["org.example.ping".to_owned()].into(), ..Default::default() };
         assert!(check_local_send(&"org.example.ping".into(), &raw, None, &policy).is_ok());
+    }
+
+    #[test]
+    fn a_verification_may_be_asked_for_in_the_clear() {
+        let request = |more: &str| {
+            let device = r#""msgtype":"m.key.verification.request","from_device":"A","methods":["m.sas.v1"]"#;
+            let content = format!(r#"{{{device},"to":"@bob:example.org"{more}}}"#);
+            send("m.room.message", &content, None)
+        };
+        assert!(request(r#","body":"Alice asks to verify your keys""#).is_ok());
+        assert!(request(&format!(r#","body":"{}""#, "long ".repeat(200))).is_err());
+        assert!(request(r#","body":"","formatted_body":"<b>secret plans</b>""#).is_err());
+        assert!(request(r#","body":"","m.new_content":{"body":"x"}"#).is_err());
+        let bare = r#"{"msgtype":"m.key.verification.request","body":"secret plans"}"#;
+        assert!(send("m.room.message", bare, None).is_err());
     }
 
     #[test]
