@@ -73,10 +73,27 @@ node_packages() {
     exec {lock}>&-
 }
 
-# scenario COMMAND...: runs a command beside a server of its own.
+# scenario COMMAND...: runs a command beside a server of its own, whose database must have no words in the clear then.
 scenario() {
-    "$root/scripts/with-server.sh" "${database[@]}" "$@"
+    local with_server=$root/scripts/with-server.sh
+    "$with_server" "${database[@]}" "${BASH_SOURCE[0]}" --audited "$@"
 }
+
+# audited COMMAND...: the command, then the audit of its server, of which the verdict is shown when it is good.
+audited() {
+    local said
+    "$@"
+    said=$("$root/scripts/with-server.sh" --audit) || {
+        echo "$said"
+        return 1
+    }
+    sed -n 's/^verdict: /   /p' <<<"$said"
+}
+
+if [[ ${1:-} == --audited ]]; then
+    audited "${@:2}"
+    exit
+fi
 
 client_nio() {
     local version

@@ -3,13 +3,15 @@
 #
 #   scripts/with-server.sh [--postgres] COMMAND...
 #   scripts/with-server.sh --restart [SIGNAL]
+#   scripts/with-server.sh --audit
 #
 # The command finds the server in WAXWING_TEST_HOMESERVER. With --postgres the server gets a database of its own in
 # the cluster of WAXWING_TEST_POSTGRES (see scripts/postgres.sh). WAXWING_BIN names a server that is built already.
 # Settings beyond those below come in WAXWING_TEST_SETTINGS, as NAME=VALUE, one a line.
 #
 # With --restart, called by the command, the server ends by SIGNAL (TERM; KILL is a crash) and is started again at
-# the same addresses. The call returns when it is ready.
+# the same addresses. The call returns when it is ready. --audit, called by the command too, fails if the server's
+# database has words in the clear.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -59,13 +61,18 @@ if [[ ${1:-} == --restart ]]; then
     exit
 fi
 
+if [[ ${1:-} == --audit ]]; then
+    mapfile -t arguments <"${WAXWING_TEST_SERVER:?only a command that this script runs can audit its server}/command"
+    exec "${arguments[0]}" audit "${arguments[@]:1}"
+fi
+
 postgres=
 if [[ ${1:-} == --postgres ]]; then
     postgres=${WAXWING_TEST_POSTGRES:?where PostgreSQL is; scripts/postgres.sh starts one}
     shift
 fi
 [[ $# -gt 0 ]] || {
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,14s/^# \{0,1\}//p' "$0"
     exit 2
 }
 

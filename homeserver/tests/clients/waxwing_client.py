@@ -105,17 +105,17 @@ class Person:
         return (save / file).read_bytes()
 
     async def verify(self, user_id: str, compare, accept: bool = False) -> None:
-        """Verifies a user by emoji; `compare` is asked whether the other side's are the names that we see."""
+        """Verifies a user by emoji; `compare` is asked whether the other side shows those that we see."""
         arguments = ("verify", user_id, "--seconds", str(PATIENCE)) + (("--accept",) if accept else ())
         process = await self._start(arguments)
 
         async def converse():
-            names = []
-            while len(names) < 7:
+            emoji = []
+            while len(emoji) < 7:
                 line = (await process.stdout.readline()).decode()
                 assert line, (await process.stderr.read()).decode()
-                names += re.findall(r"^ {4}\S+ {2}(.+)$", line.rstrip())
-            process.stdin.write(b"y\n" if await compare(names) else b"n\n")
+                emoji += re.findall(r"^ {4}(\S+) {2}\S", line)
+            process.stdin.write(b"y\n" if await compare(emoji) else b"n\n")
             return await process.communicate()
 
         said, complained = await asyncio.wait_for(converse(), PATIENCE * 2)

@@ -281,7 +281,7 @@ async function phase(request, wanted) {
     });
 }
 
-/** Runs a verification up to what people compare: names of emoji, and functions to confirm them and to end. */
+/** Runs a verification up to what people compare: emoji, and a function to confirm them and wait for the end. */
 async function compare(verifier) {
     let shown;
     const showing = new Promise((resolve, reject) => {
@@ -294,7 +294,7 @@ async function compare(verifier) {
     verified.catch(() => {});
     await showing;
     return {
-        emoji: shown.sas.emoji.map(([, name]) => name),
+        emoji: shown.sas.emoji.map(([symbol]) => symbol),
         confirm: async () => {
             await shown.confirm();
             await verified;

@@ -96,7 +96,7 @@ export class Person {
     }
 
     /**
-     * Verifies a user by emoji: `words` are what follows the user id. Returns the names of the emoji and a function
+     * Verifies a user by emoji: `words` are what follows the user id. Returns the emoji and a function
      * that confirms them and waits for the end.
      */
     async verify(userId, ...words) {
@@ -104,13 +104,13 @@ export class Person {
         const done = finished(child, `verify ${userId}`);
         let said = "";
         child.stdout.on("data", (data) => (said += data));
-        const names = () => [...said.matchAll(/^ {4}\S+ {2}(.+)$/gm)].map((found) => found[1]);
-        await Promise.race([until("the emoji of waxwing-client", () => names().length === 7), done]);
+        const emoji = () => [...said.matchAll(/^ {4}(\S+) {2}\S/gm)].map((found) => found[1]);
+        await Promise.race([until("the emoji of waxwing-client", () => emoji().length === 7), done]);
         const confirm = async () => {
             child.stdin.end("y\n");
             check((await done).includes(`${userId} is verified`), "verified");
         };
-        return { emoji: names(), confirm };
+        return { emoji: emoji(), confirm };
     }
 }
 

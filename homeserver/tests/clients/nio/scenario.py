@@ -147,7 +147,8 @@ async def finish(bot: Bot, transaction: str, theirs: list[str]) -> bool:
     """Compares the emoji and, when they are the same, confirms them for the bot."""
     sas = await until("the other's key", lambda: bot.client.key_verifications.get(transaction))
     await bot.step_of("m.key.verification.key", transaction)
-    ours = [name for _, name in sas.get_emoji()]
+    # The symbols: nio has names of its own for some.
+    ours = [symbol for symbol, _ in sas.get_emoji()]
     if ours != theirs:
         return False
     good(await bot.client.confirm_short_auth_string(transaction))
@@ -169,7 +170,7 @@ async def waxwing_asks(person: Person, bot: Bot) -> None:
 
     answering = asyncio.create_task(answer())
     verifying = asyncio.create_task(
-        person.verify(bot.client.user_id, lambda names: compared(bot, answering, names))
+        person.verify(bot.client.user_id, lambda emoji: compared(bot, answering, emoji))
     )
     transaction = await answering
     await bot.step_of("m.key.verification.mac", transaction)
@@ -178,8 +179,8 @@ async def waxwing_asks(person: Person, bot: Bot) -> None:
     assert (await bot.device(user_id, device_id)).verified
 
 
-async def compared(bot: Bot, answering: asyncio.Task, names: list[str]) -> bool:
-    return await finish(bot, await answering, names)
+async def compared(bot: Bot, answering: asyncio.Task, emoji: list[str]) -> bool:
+    return await finish(bot, await answering, emoji)
 
 
 async def nio_asks(bot: Bot, person: Person) -> None:
@@ -189,7 +190,7 @@ async def nio_asks(bot: Bot, person: Person) -> None:
     start = bot.client.create_key_verification(device)
     transaction = start.content["transaction_id"]
     verifying = asyncio.create_task(
-        person.verify(bot.client.user_id, lambda names: finish(bot, transaction, names), accept=True)
+        person.verify(bot.client.user_id, lambda emoji: finish(bot, transaction, emoji), accept=True)
     )
     methods, now = ["m.sas.v1"], time.time_ns() // 1_000_000
     await bot.say("m.key.verification.request", user_id, device_id, transaction, methods=methods, timestamp=now)
@@ -212,7 +213,7 @@ async def own_devices(first: Bot, second: Bot) -> None:
     await first.step_of("m.key.verification.key", transaction)
     await second.step_of("m.key.verification.key", transaction)
     emoji = first.client.key_verifications[transaction].get_emoji()
-    assert await finish(second, transaction, [name for _, name in emoji])
+    assert await finish(second, transaction, [symbol for symbol, _ in emoji])
     good(await first.client.confirm_short_auth_string(transaction))
     await until("both to be verified", lambda: theirs.verified and ours.verified)
 

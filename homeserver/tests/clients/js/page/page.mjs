@@ -32,7 +32,7 @@ const page = {
 
     call: (method, ...words) => page.device[method](...words),
 
-    /** Runs a verification up to the comparison; returns the names of the emoji. */
+    /** Runs a verification up to the comparison; returns the emoji. */
     async compare(method, ...words) {
         page.comparison = await page.device[method](...words);
         return page.comparison.emoji;
