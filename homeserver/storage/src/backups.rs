@@ -3,7 +3,7 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::StoreResult;
-use crate::sql::{CHUNK, rows, statements};
+use crate::sql::{pieces, rows, statements};
 use ruma::UserId;
 use sqlx::AssertSqlSafe;
 
@@ -198,7 +198,7 @@ impl crate::Tx {
     ) -> StoreResult<u64> {
         let conn = self.writing().await?;
         let mut written = 0;
-        for chunk in keys.chunks(CHUNK) {
+        for chunk in pieces(keys) {
             let text = rows(MERGE, 8, chunk.len());
             written += on_engine!(&mut *conn, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

@@ -2,7 +2,7 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::{CHUNK, list, padded, rows, statements};
+use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use serde_json::value::RawValue;
 use sqlx::AssertSqlSafe;
@@ -190,7 +190,7 @@ impl Conn {
     }
 
     pub(crate) async fn events_insert(&mut self, all: &[Arc<StoredEvent>]) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(INSERT, 8, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

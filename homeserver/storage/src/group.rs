@@ -5,7 +5,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::log::LogRow;
 use crate::store::Inner;
-use crate::tx::{Buffers, Slot, Tx};
+use crate::tx::{Buffers, Slot, TransactionKey, Tx};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ruma::{OwnedRoomId, OwnedServerName};
@@ -31,6 +31,8 @@ pub(crate) type Run = Box<dyn for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Answer> + 
 pub(crate) struct Job {
     pub name: &'static str,
     pub rooms: Vec<OwnedRoomId>,
+    /// The request, where it may be a repeated one.
+    pub request: Option<TransactionKey>,
     pub run: Run,
     pub answer: oneshot::Sender<Result<Answer, StoreError>>,
 }
@@ -80,7 +82,7 @@ type Answers = Vec<Result<Answer, StoreError>>;
 async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answers> {
     let mut conn = inner.pools.writer().await?;
     conn.execute(crate::dialect::begin(conn.engine())).await?;
-    let mut tx = Tx::new(conn, Arc::clone(&inner.nodes), Arc::clone(&inner.events), inner.tail.head().0);
+    let mut tx = Tx::new(conn, inner);
     let done = match run_members(&mut tx, jobs).await {
         Ok(answers) => match flush(&mut tx).await {
             Ok(written) => tx.conn.execute("COMMIT").await.map(|()| (answers, written)),
@@ -110,6 +112,8 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answer
 async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
     let rooms: BTreeSet<OwnedRoomId> = jobs.iter().flat_map(|job| job.rooms.iter().cloned()).collect();
     tx.lock_rooms(&rooms.into_iter().collect::<Vec<_>>()).await?;
+    let requests: Vec<TransactionKey> = jobs.iter().filter_map(|job| job.request.clone()).collect();
+    tx.transactions_look_up(&requests).await?;
     let mut answers = Vec::with_capacity(jobs.len());
     for job in jobs {
         tx.member_begin();

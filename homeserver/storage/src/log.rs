@@ -3,7 +3,7 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
-use crate::sql::{CHUNK, rows, statements};
+use crate::sql::{pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use sqlx::AssertSqlSafe;
 use std::sync::Arc;
@@ -256,7 +256,7 @@ impl Conn {
     }
 
     pub(crate) async fn log_insert(&mut self, all: &[LogRow]) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(INSERT, 6, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

@@ -5,6 +5,8 @@ use crate::error::{StoreError, StoreResult};
 use crate::sql::{CHUNK, list, padded, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use sqlx::AssertSqlSafe;
+use std::sync::Arc;
+use waxwing_rooms::state_tree::NodeId;
 
 statements! {
     UPSERT = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, FALSE) ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
@@ -212,6 +214,20 @@ impl Conn {
 }
 
 impl crate::Tx {
+    /// The servers of who is joined to the room, whose present state is the one at `root`. Kept by root: as long as
+    /// nothing changes in the state of a room, nothing is asked.
+    pub async fn servers_in_state(&mut self, room: &RoomId, root: NodeId) -> StoreResult<Arc<[OwnedServerName]>> {
+        if let Some(known) = self.servers.get(&root) {
+            return Ok(known);
+        }
+        let servers: Arc<[OwnedServerName]> = self.servers_in(room).await?.into();
+        // The empty state is that of every new room.
+        if root != NodeId::EMPTY {
+            self.servers.insert(root, Arc::clone(&servers));
+        }
+        Ok(servers)
+    }
+
     /// Sets a membership. `row.sn` and `row.forgotten` are ignored: the order is now, and nothing is forgotten.
     pub async fn member_save(&mut self, row: &MemberRow, local: bool) -> StoreResult<()> {
         let sn = self.position_hint();

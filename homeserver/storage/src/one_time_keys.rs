@@ -3,7 +3,7 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::{CHUNK, rows, statements};
+use crate::sql::{pieces, rows, statements};
 use ruma::UserId;
 use sqlx::AssertSqlSafe;
 use std::collections::BTreeMap;
@@ -119,7 +119,7 @@ impl crate::Tx {
             .fetch_one(c)
             .await)?;
         let mut order = last.unwrap_or(0);
-        for chunk in new.chunks(CHUNK) {
+        for chunk in pieces(new) {
             let text = rows(INSERT, 6, chunk.len());
             on_engine!(&mut *conn, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

@@ -1,15 +1,17 @@
 //! Rows that wait for someone: to-device messages, the outbox of each destination, answers to repeated requests.
 
 use crate::engine::{Conn, on_engine};
-use crate::error::StoreResult;
+use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
-use crate::sql::{CHUNK, rows, statements};
+use crate::sql::{pieces, rows, statements};
 use crate::tx::{OutboxRow, RelationRow, Slot, ToDeviceRow, TransactionKey};
+use ruma::OwnedUserId;
 use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 statements! {
-    TRANSACTION = "SELECT response FROM transactions WHERE user_id = $1 AND device_id = $2 AND endpoint = $3 AND txn_id = $4";
+    TRANSACTIONS = "SELECT t.user_id, t.device_id, t.endpoint, t.txn_id, t.response FROM (VALUES $rows) AS v JOIN transactions t ON t.user_id = v.column1 AND t.device_id = v.column2 AND t.endpoint = v.column3 AND t.txn_id = v.column4";
     TRANSACTIONS_INSERT = "INSERT INTO transactions (user_id, device_id, endpoint, txn_id, response, created_at) VALUES $rows ON CONFLICT DO NOTHING";
     OUTBOX_INSERT = "INSERT INTO outbox (destination, position, room_id, reference, json) VALUES $rows ON CONFLICT DO NOTHING";
     TO_DEVICE_INSERT = "INSERT INTO to_device (user_id, device_id, position, content) VALUES $rows";
@@ -17,24 +19,35 @@ statements! {
 }
 
 impl Conn {
-    /// The answer that was given to this request before.
-    pub async fn transaction_load(&mut self, key: &TransactionKey) -> StoreResult<Option<String>> {
-        let (user, device, endpoint, txn) = key;
-        let found: Option<(String,)> = on_engine!(self, |c| sqlx::query_as(TRANSACTION)
-            .bind(user.as_str())
-            .bind(device)
-            .bind(endpoint)
-            .bind(txn)
-            .fetch_optional(c)
-            .await)?;
-        Ok(found.map(|(response,)| response))
+    /// The answers that were given to those of these requests that came before.
+    pub(crate) async fn transactions_load(
+        &mut self,
+        keys: &[TransactionKey],
+    ) -> StoreResult<HashMap<TransactionKey, String>> {
+        let mut answers = HashMap::new();
+        for piece in pieces(keys) {
+            let text = rows(TRANSACTIONS, 4, piece.len());
+            let found: Vec<(String, String, String, String, String)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for (user, device, endpoint, txn) in piece {
+                    query = query.bind(user.as_str()).bind(device).bind(endpoint).bind(txn);
+                }
+                query.fetch_all(c).await
+            })?;
+            for (user, device, endpoint, txn, response) in found {
+                let user = OwnedUserId::try_from(user.as_str())
+                    .map_err(|error| StoreError::corrupt("transactions", user.as_str(), error))?;
+                answers.insert((user, device, endpoint, txn), response);
+            }
+        }
+        Ok(answers)
     }
 
     pub(crate) async fn transactions_insert(
         &mut self,
         all: &[(TransactionKey, String, u64)],
     ) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(TRANSACTIONS_INSERT, 6, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
@@ -58,7 +71,7 @@ impl Conn {
         all: &[OutboxRow],
         position: impl Fn(Slot) -> i64,
     ) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(OUTBOX_INSERT, 5, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
@@ -81,7 +94,7 @@ impl Conn {
         all: &[ToDeviceRow],
         position: impl Fn(Slot) -> i64,
     ) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(TO_DEVICE_INSERT, 4, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
@@ -103,7 +116,7 @@ impl Conn {
         all: &[RelationRow],
         events: &[Arc<StoredEvent>],
     ) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(RELATIONS_INSERT, 7, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

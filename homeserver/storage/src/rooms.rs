@@ -2,7 +2,7 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::{CHUNK, list, padded, statements};
+use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, RoomId, RoomVersionId};
 use sqlx::AssertSqlSafe;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use waxwing_rooms::state_tree::NodeId;
 statements! {
     LOAD = "SELECT room_id, version, state_root, extremities, revision, published, encrypted FROM rooms WHERE room_id IN ($list) ORDER BY room_id";
     INSERT = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (room_id) DO NOTHING";
-    UPDATE = "UPDATE rooms SET version = $2, state_root = $3, extremities = $4, revision = $5, published = $6, encrypted = $7 WHERE room_id = $1";
+    REPLACE = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted) VALUES $rows ON CONFLICT (room_id) DO UPDATE SET version = excluded.version, state_root = excluded.state_root, extremities = excluded.extremities, revision = excluded.revision, published = excluded.published, encrypted = excluded.encrypted";
     PUBLISHED = "SELECT room_id FROM rooms WHERE published";
     ALL = "SELECT room_id FROM rooms WHERE room_id > $1 ORDER BY room_id LIMIT $2";
 }
@@ -106,11 +106,10 @@ impl Conn {
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
-    pub(crate) async fn room_save(&mut self, row: &RoomRow, new: bool) -> StoreResult<bool> {
-        let text = if new { INSERT } else { UPDATE };
-        let extremities = serde_json::to_string(&row.extremities)
-            .map_err(|error| StoreError::corrupt("rooms", row.room_id.as_str(), error))?;
-        let affected = on_engine!(self, |c| sqlx::query(text)
+    /// Makes a room. False when there is one already.
+    pub(crate) async fn room_insert(&mut self, row: &RoomRow) -> StoreResult<bool> {
+        let extremities = extremities(row)?;
+        let affected = on_engine!(self, |c| sqlx::query(INSERT)
             .bind(row.room_id.as_str())
             .bind(row.version.as_str())
             .bind(row.state_root.as_bytes().to_vec())
@@ -123,4 +122,32 @@ impl Conn {
             .map(|done| done.rows_affected()))?;
         Ok(affected > 0)
     }
+
+    /// Replaces the rows of rooms that there are, and that are locked.
+    pub(crate) async fn rooms_replace(&mut self, all: &[&RoomRow]) -> StoreResult<()> {
+        for piece in pieces(all) {
+            let texts = piece.iter().map(|row| extremities(row)).collect::<StoreResult<Vec<String>>>()?;
+            let text = rows(REPLACE, 7, piece.len());
+            on_engine!(self, |c| {
+                let mut query = sqlx::query(AssertSqlSafe(text));
+                for (row, extremities) in piece.iter().zip(&texts) {
+                    query = query
+                        .bind(row.room_id.as_str())
+                        .bind(row.version.as_str())
+                        .bind(row.state_root.as_bytes().to_vec())
+                        .bind(extremities)
+                        .bind(row.revision)
+                        .bind(row.published)
+                        .bind(row.encrypted);
+                }
+                query.execute(c).await.map(|_| ())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn extremities(row: &RoomRow) -> StoreResult<String> {
+    serde_json::to_string(&row.extremities)
+        .map_err(|error| StoreError::corrupt("rooms", row.room_id.as_str(), error))
 }

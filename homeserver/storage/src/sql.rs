@@ -4,6 +4,9 @@
 /// parameters (32,766 and 65,535) with up to 16 columns.
 pub(crate) const CHUNK: usize = 500;
 
+/// Rows of one insert: enough to amortise a statement, and a text that is still quick to look up.
+const PIECE: usize = 128;
+
 /// Declares the statements of a file as constants, and a list of them all, which a test prepares on both engines.
 /// `$list` stands for a list of parameters and `$rows` for rows of parameters; [`list`] and [`rows`] expand them.
 macro_rules! statements {
@@ -45,6 +48,17 @@ pub(crate) fn rows(text: &str, columns: usize, count: usize) -> String {
     text.replace("$rows", &parameters)
 }
 
+/// Cuts rows into pieces of a power of two each, so that few texts need preparing however many rows there are.
+pub(crate) fn pieces<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let most = PIECE.min(all.len());
+        let count = if most == 0 { return None } else { 1 << most.ilog2() };
+        let (piece, rest) = all.split_at(count);
+        all = rest;
+        Some(piece)
+    })
+}
+
 /// Lists are padded to a power of two with their last value, so that few texts need preparing.
 pub(crate) fn padded<T: Clone>(values: &[T]) -> Vec<T> {
     let mut padded = values.to_vec();
@@ -63,5 +77,14 @@ mod tests {
         assert_eq!(list("a IN ($list)", 2, 3), "a IN ($2,$3,$4)");
         assert_eq!(rows("VALUES $rows", 2, 2), "VALUES ($1,$2),($3,$4)");
         assert_eq!(padded(&[1, 2, 3]), vec![1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn pieces_are_powers_of_two_and_lose_nothing() {
+        let all: Vec<usize> = (0..300).collect();
+        let lengths: Vec<usize> = pieces(&all).map(<[usize]>::len).collect();
+        assert_eq!(lengths, [128, 128, 32, 8, 4]);
+        assert_eq!(pieces(&all).flatten().copied().collect::<Vec<_>>(), all);
+        assert_eq!(pieces::<usize>(&[]).count(), 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::{CHUNK, list, padded, rows, statements};
+use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::OwnedEventId;
@@ -160,7 +160,7 @@ impl Conn {
     }
 
     pub(crate) async fn state_nodes_insert(&mut self, all: &[(NodeId, Arc<Node>)]) -> StoreResult<()> {
-        for chunk in all.chunks(CHUNK) {
+        for chunk in pieces(all) {
             let text = rows(INSERT, 2, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));

@@ -7,7 +7,7 @@ use crate::group::{self, Answer, Job, QUEUE_LIMIT};
 use crate::log::LogRow;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
-use crate::tx::Tx;
+use crate::tx::{TransactionKey, Tx};
 use futures_util::future::BoxFuture;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use waxwing_model::LogPosition;
+use waxwing_rooms::state_tree::NodeId;
 
 /// Bytes of events kept in memory.
 const EVENT_CACHE_BYTES: u64 = 96 * 1024 * 1024;
@@ -24,6 +25,12 @@ const EVENT_CACHE_BYTES: u64 = 96 * 1024 * 1024;
 const EVENT_CACHE_ITEMS: usize = 50_000;
 /// Rows read at once when this node has to catch up with the log.
 const CATCH_UP_ROWS: i64 = 1000;
+
+/// Rooms whose servers are kept: those that are talked in at the same time.
+const SERVER_CACHE_ROOMS: usize = 4096;
+
+/// The servers in a room, by the root of its state.
+pub(crate) type ServerCache = Cache<NodeId, Arc<[OwnedServerName]>>;
 
 /// Events by id, as long as there is room for them.
 pub(crate) type EventCache = Cache<OwnedEventId, Arc<StoredEvent>, EventWeight>;
@@ -42,6 +49,7 @@ pub(crate) struct Inner {
     pub tail: Tail,
     pub nodes: Arc<NodeCache>,
     pub events: Arc<EventCache>,
+    pub servers: Arc<ServerCache>,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<BTreeSet<OwnedServerName>>,
     outbox_changed: Notify,
@@ -71,6 +79,7 @@ impl Store {
             tail: Tail::new(head),
             nodes: Arc::new(NodeCache::new()),
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
+            servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             publishing: Mutex::new(()),
@@ -112,6 +121,23 @@ impl Store {
         E: From<StoreError> + Send + 'static,
         F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
+        self.write_request(name, rooms, None, member).await
+    }
+
+    /// As [`Store::write`], for a request that may be a repeated one: `request` is looked up with those of the whole
+    /// group, so that [`Tx::transaction_get`] has the answer at hand.
+    pub async fn write_request<T, E, F>(
+        &self,
+        name: &'static str,
+        rooms: Vec<OwnedRoomId>,
+        request: Option<TransactionKey>,
+        member: F,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
         let run: group::Run = Box::new(move |tx| {
             let running = member(tx);
             Box::pin(async move {
@@ -122,7 +148,7 @@ impl Store {
             })
         });
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Job { name, rooms, run, answer }).await.map_err(|_| StoreError::Closed)?;
+        self.queue.send(Job { name, rooms, request, run, answer }).await.map_err(|_| StoreError::Closed)?;
         let answer: Answer = answered.await.map_err(|_| StoreError::Closed)??;
         match answer {
             Ok(value) => value.downcast::<T>().map(|value| *value).map_err(|_| StoreError::Closed.into()),

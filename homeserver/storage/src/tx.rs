@@ -7,7 +7,7 @@ use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
-use crate::store::EventCache;
+use crate::store::{EventCache, Inner, ServerCache};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
@@ -119,8 +119,11 @@ pub struct Tx {
     new_events: HashMap<OwnedEventId, usize>,
     pub(crate) nodes: Arc<NodeCache>,
     events: Arc<EventCache>,
+    pub(crate) servers: Arc<ServerCache>,
     /// Events that this group changed: the cache still has them as they were.
     changed: HashSet<OwnedEventId>,
+    /// Answers to requests of this group's members that were given before the group.
+    answered: HashMap<TransactionKey, Option<String>>,
     head: i64,
     savepoint: bool,
     marks: Marks,
@@ -140,16 +143,18 @@ impl DerefMut for Tx {
 }
 
 impl Tx {
-    pub(crate) fn new(conn: Conn, nodes: Arc<NodeCache>, events: Arc<EventCache>, head: i64) -> Tx {
+    pub(crate) fn new(conn: Conn, inner: &Inner) -> Tx {
         Tx {
             conn,
             buffers: Buffers::default(),
             rooms: BTreeMap::new(),
             new_events: HashMap::new(),
-            nodes,
-            events,
+            nodes: Arc::clone(&inner.nodes),
+            events: Arc::clone(&inner.events),
+            servers: Arc::clone(&inner.servers),
             changed: HashSet::new(),
-            head,
+            answered: HashMap::new(),
+            head: inner.tail.head().0,
             savepoint: false,
             marks: Marks([0; 7]),
             undo_rooms: Vec::new(),
@@ -323,7 +328,20 @@ impl Tx {
         if let Some((_, response, _)) = self.buffers.transactions.iter().find(|(other, _, _)| other == key) {
             return Ok(Some(response.clone()));
         }
-        self.conn.transaction_load(key).await
+        match self.answered.get(key) {
+            Some(answer) => Ok(answer.clone()),
+            None => Ok(self.conn.transactions_load(std::slice::from_ref(key)).await?.remove(key)),
+        }
+    }
+
+    /// Looks up the requests of a whole group at once, so that its members need not, each for itself.
+    pub(crate) async fn transactions_look_up(&mut self, keys: &[TransactionKey]) -> StoreResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut found = self.conn.transactions_load(keys).await?;
+        self.answered = keys.iter().map(|key| (key.clone(), found.remove(key))).collect();
+        Ok(())
     }
 
     /// Queues a PDU (`reference`) or an EDU (`json`) for a destination, in the order of the log.
@@ -359,11 +377,13 @@ impl Tx {
 
     /// Writes the room rows that changed. A room that another node made meanwhile fails the group.
     pub(crate) async fn rooms_flush(&mut self) -> StoreResult<()> {
-        for slot in self.rooms.values_mut().filter(|slot| slot.dirty) {
-            if !self.conn.room_save(&slot.row, slot.new).await? {
+        for slot in self.rooms.values().filter(|slot| slot.dirty && slot.new) {
+            if !self.conn.room_insert(&slot.row).await? {
                 return Err(StoreError::Commit(format!("room {} was made elsewhere", slot.row.room_id)));
             }
         }
-        Ok(())
+        let changed = self.rooms.values().filter(|slot| slot.dirty && !slot.new);
+        let changed: Vec<&RoomRow> = changed.map(|slot| &slot.row).collect();
+        self.conn.rooms_replace(&changed).await
     }
 }

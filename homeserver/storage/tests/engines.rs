@@ -77,8 +77,14 @@ fn expanded(text: &str) -> String {
     let next = numbers.max().unwrap_or(0) + 1;
     let text = text.replace("$list", &format!("${next},${}", next + 1));
     let Some(at) = text.find("$rows") else { return text };
-    let open = text[..at].find('(').expect("the columns of an insert");
-    let columns = text[open..at].split(')').next().unwrap().split(',').count();
+    // The columns of an insert, or those that the rest of the statement names.
+    let columns = match (1..).take_while(|number| text.contains(&format!("column{number}"))).last() {
+        Some(columns) => columns,
+        None => {
+            let open = text[..at].find('(').expect("the columns of an insert");
+            text[open..at].split(')').next().unwrap().split(',').count()
+        }
+    };
     let row = |from: usize| {
         let parameters: Vec<String> = (0..columns).map(|column| format!("${}", from + column)).collect();
         format!("({})", parameters.join(","))

@@ -184,7 +184,7 @@ pub(crate) async fn append_built(
     let version = row.version.clone();
     let root = row.state_root;
     tx.room_put(row).await?;
-    let servers = effects::destinations(core, tx, &event).await?;
+    let servers = effects::destinations(core, tx, &event, before).await?;
     effects::apply(core, tx, &version, root, &event).await?;
     let servers = effects::and_after(core, tx, &event, servers).await?;
     if let Some(slot) = slot {

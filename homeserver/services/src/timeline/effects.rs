@@ -192,13 +192,13 @@ pub(crate) async fn destinations(
     core: &Core,
     tx: &mut Tx,
     event: &Event,
+    before: NodeId,
 ) -> Result<BTreeSet<OwnedServerName>, TimelineError> {
     if !core.settings.federation {
         return Ok(BTreeSet::new());
     }
-    let mut servers: BTreeSet<OwnedServerName> = tx.servers_in(&event.room_id).await?.into_iter().collect();
-    servers.remove(&core.server_name);
-    Ok(servers)
+    let servers = tx.servers_in_state(&event.room_id, before).await?;
+    Ok(servers.iter().filter(|server| **server != core.server_name).cloned().collect())
 }
 
 /// And those that it brings in or puts out: the server of the user whose membership changes, except when the change

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
 use waxwing_rooms::sealed;
-use waxwing_storage::{Fact, NewRow, Tx};
+use waxwing_storage::{Fact, NewRow, TransactionKey, Tx};
 
 /// A request that may be repeated: its answer is kept in the transaction that stores the event.
 #[derive(Clone, Debug)]
@@ -22,6 +22,12 @@ pub struct Repeatable {
     pub endpoint: String,
     /// The client's transaction id.
     pub txn_id: String,
+}
+
+impl Repeatable {
+    fn key(&self, user: &UserId) -> TransactionKey {
+        (user.to_owned(), self.device.clone(), self.endpoint.clone(), self.txn_id.clone())
+    }
 }
 
 impl Timeline {
@@ -41,11 +47,12 @@ impl Timeline {
         self.settle_redaction(room, &mut draft).await?;
         let core = self.core.clone();
         let room: OwnedRoomId = room.to_owned();
+        let request = repeat.as_ref().map(|repeat| repeat.key(&draft.sender));
         let input = Arc::new((draft, repeat));
         let rooms = vec![room.clone()];
         self.core
             .store
-            .write("send", rooms, move |tx| {
+            .write_request("send", rooms, request, move |tx| {
                 let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
                 Box::pin(async move {
                     let (draft, repeat) = &*input;
@@ -194,14 +201,12 @@ async fn answered(
     repeat: Option<&Repeatable>,
 ) -> Result<Option<OwnedEventId>, TimelineError> {
     let Some(repeat) = repeat else { return Ok(None) };
-    let key = (user.to_owned(), repeat.device.clone(), repeat.endpoint.clone(), repeat.txn_id.clone());
-    let found = tx.transaction_get(&key).await?;
+    let found = tx.transaction_get(&repeat.key(user)).await?;
     Ok(found.and_then(|id| EventId::parse(id).ok()))
 }
 
 fn remember(tx: &mut Tx, core: &crate::Core, user: &UserId, repeat: &Repeatable, id: &EventId) {
-    let key = (user.to_owned(), repeat.device.clone(), repeat.endpoint.clone(), repeat.txn_id.clone());
-    tx.transaction_put(key, id.to_string(), core.now());
+    tx.transaction_put(repeat.key(user), id.to_string(), core.now());
     // Tells this node's syncs to show the transaction id to the device that sent it.
     let row = NewRow::new(Fact::Other)
         .user(user.to_owned())
