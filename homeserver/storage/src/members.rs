@@ -216,7 +216,11 @@ impl Conn {
 impl crate::Tx {
     /// The servers of who is joined to the room, whose present state is the one at `root`. Kept by root: as long as
     /// nothing changes in the state of a room, nothing is asked.
-    pub async fn servers_in_state(&mut self, room: &RoomId, root: NodeId) -> StoreResult<Arc<[OwnedServerName]>> {
+    pub async fn servers_in_state(
+        &mut self,
+        room: &RoomId,
+        root: NodeId,
+    ) -> StoreResult<Arc<[OwnedServerName]>> {
         if let Some(known) = self.servers.get(&root) {
             return Ok(known);
         }
