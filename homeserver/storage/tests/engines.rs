@@ -78,7 +78,7 @@ fn expanded(text: &str) -> String {
     let text = text.replace("$list", &format!("${next},${}", next + 1));
     let Some(at) = text.find("$rows") else { return text };
     // The columns of an insert, or those that the rest of the statement names.
-    let columns = match (1..).take_while(|number| text.contains(&format!("column{number}"))).last() {
+    let columns = match (1..=16).take_while(|number| text.contains(&format!("column{number}"))).last() {
         Some(columns) => columns,
         None => {
             let open = text[..at].find('(').expect("the columns of an insert");
