@@ -10,7 +10,7 @@ mod values;
 
 pub use example::example;
 pub use load::{ConfigError, Sources, load};
-pub use values::{Addresses, LogFormat, Plaintext, Rate, Registration, RoomListPublication, Secret};
+pub use values::{Addresses, Badge, LogFormat, Plaintext, Rate, Registration, RoomListPublication, Secret};
 
 use ruma::{OwnedRoomId, OwnedServerName, RoomVersionId, owned_server_name};
 use setting::settings;
@@ -65,6 +65,8 @@ settings! {
         rate_limits: RateLimits = RateLimits::default();
         /// Uploaded files.
         media: Media = Media::default();
+        /// Notifications that reach people's phones through the gateways of their apps.
+        push: Push = Push::default();
         /// What one password hash (Argon2id) costs.
         password: Password = Password::default();
         /// Where clients and servers that only know the server name find this server.
@@ -133,6 +135,25 @@ settings! {
         max_upload_bytes: u64 = 50 * 1024 * 1024;
         /// The folder of the files. The default is `media` in `data_dir`.
         path: Option<PathBuf> = None, example r#""./waxwing-data/media""#;
+    }
+
+    /// Push notifications.
+    Push {
+        /// Off: apps may still register, and nothing is sent to their gateways.
+        enabled: bool = true;
+        /// Whether gateways at private, loopback and link-local addresses may be called, and over plain HTTP: for an
+        /// organisation that runs a gateway inside its network. Whoever has an account can then make the server
+        /// send requests to `/_matrix/push/v1/notify` of any host in that network.
+        allow_private_addresses: bool = false;
+        /// What the number on an app's icon counts: unread `messages`, or `rooms` with unread messages. Each
+        /// invitation counts as one in both.
+        badge: Badge = Badge::Messages;
+        /// Gives every account the rule of MSC4028, which pushes every event of encrypted rooms that are not muted,
+        /// so that apps can look for mentions inside. Apps that do not know it then notify of every such event.
+        encrypted_events: bool = false;
+        /// Gives every account the rules of MSC4306: in threads, only those to which a person subscribed notify.
+        /// Apps that do not know thread subscriptions then no longer notify of messages in threads.
+        thread_subscriptions: bool = false;
     }
 
     /// What one password hash costs.

@@ -1,6 +1,6 @@
 //! Builds the server from its parts: storage, then services, then the API.
 
-use crate::config::{Config, Plaintext, Rate, Registration, RoomListPublication};
+use crate::config::{Badge, Config, Plaintext, Rate, Registration, RoomListPublication};
 use anyhow::Context;
 use axum::Router;
 use object_store::local::LocalFileSystem;
@@ -30,17 +30,18 @@ use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
+use waxwing_services::push::{GatewaySettings, Gateways, Push};
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::search::Search;
-use waxwing_services::sync::Sync;
+use waxwing_services::sync::{Sync, Unread};
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
-use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
+use waxwing_services::{Core, PasswordCost, PlaintextPolicy, PushSettings, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
 /// How often the database learns when devices were last seen; after a crash so much of it is lost.
@@ -100,6 +101,15 @@ fn settings(config: &Config) -> Settings {
         },
         everyone_publishes_rooms: config.room_list_publication == RoomListPublication::Everyone,
         federation: config.federation.enabled,
+        push: PushSettings {
+            allow_private: config.push.allow_private_addresses,
+            badge: match config.push.badge {
+                Badge::Messages => waxwing_services::Badge::Messages,
+                Badge::Rooms => waxwing_services::Badge::Rooms,
+            },
+            encrypted_events: config.push.encrypted_events,
+            thread_subscriptions: config.push.thread_subscriptions,
+        },
     }
 }
 
@@ -110,7 +120,8 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
     }
     let mut settings = FederationSettings {
         allow_private: config.federation.allow_private_addresses,
-        user_agent: format!("Waxwing/{}", env!("CARGO_PKG_VERSION")),
+        user_agent: user_agent(),
+        extra_roots: extra_roots(config)?,
         ..FederationSettings::default()
     };
     for (server, address) in &config.federation.hosts {
@@ -118,14 +129,50 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
             .with_context(|| format!("federation.hosts: {server} is no server name"))?;
         settings.hosts.insert(server, address.clone());
     }
+    let outgoing = Outgoing::new(core, settings).map_err(|error| anyhow::anyhow!(error));
+    outgoing.context("cannot set up federation").map(Some)
+}
+
+/// Certificate authorities of the configuration, DER.
+fn extra_roots(config: &Config) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut roots = Vec::new();
     for path in &config.tls.extra_roots {
         let cannot = || format!("cannot read the certificates in {}", path.display());
         for certificate in CertificateDer::pem_file_iter(path).with_context(cannot)? {
-            settings.extra_roots.push(certificate.with_context(cannot)?.to_vec());
+            roots.push(certificate.with_context(cannot)?.to_vec());
         }
     }
-    let outgoing = Outgoing::new(core, settings).map_err(|error| anyhow::anyhow!(error));
-    outgoing.context("cannot set up federation").map(Some)
+    Ok(roots)
+}
+
+/// What this server calls itself to others.
+fn user_agent() -> String {
+    format!("Waxwing/{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What delivers push notifications; none when that is off, or when the system trusts no certificates.
+fn push(
+    config: &Config,
+    core: &Core,
+    notifier: &Arc<Notifier>,
+    unread: &Arc<Unread>,
+) -> anyhow::Result<Option<Push>> {
+    if !config.push.enabled {
+        return Ok(None);
+    }
+    let gateways = Gateways::new(GatewaySettings {
+        allow_private: config.push.allow_private_addresses,
+        extra_roots: extra_roots(config)?,
+        user_agent: user_agent(),
+    });
+    let gateways = match gateways {
+        Ok(gateways) => gateways,
+        Err(error) => {
+            tracing::error!(%error, "push notifications are off");
+            return Ok(None);
+        }
+    };
+    Ok(Some(Push::new(core.clone(), Arc::clone(notifier), Arc::clone(unread), gateways)))
 }
 
 /// The services that other servers push to beside events.
@@ -213,8 +260,14 @@ impl App {
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
         let edus = edus(&core, outgoing.as_ref());
         let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
-        let sync =
-            Sync::new(core.clone(), notifier, edus.typing.clone(), edus.presence.clone(), stop.clone());
+        let sync = Sync::new(
+            core.clone(),
+            Arc::clone(&notifier),
+            edus.typing.clone(),
+            edus.presence.clone(),
+            stop.clone(),
+        );
+        let push = push(config, &core, &notifier, sync.unread())?;
         let federation =
             outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
@@ -252,6 +305,10 @@ impl App {
         });
         let client = waxwing_api::client_router(api.clone());
         let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
+        if let Some(push) = push {
+            let stop = stop.clone();
+            tasks.push(tokio::spawn(async move { push.run(stop).await }));
+        }
         if let Some(federation) = federation {
             let stop = stop.clone();
             tasks.push(tokio::spawn(async move { federation.run(stop).await }));

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_storage::StoreError;
+use waxwing_storage::{StoreError, Tx};
 
 /// One entry: large lists of direct chats and image packs fit, a store of files does not.
 const MAX_CONTENT_BYTES: usize = 1 << 20;
@@ -21,6 +21,10 @@ const MAX_TAGS: usize = 100;
 
 /// The type that holds a room's tags.
 const TAGS: &str = "m.tag";
+/// What precedes a device's id in the type that says whether it notifies.
+/// <https://github.com/matrix-org/matrix-spec-proposals/pull/3890>
+const LOCAL_NOTIFICATIONS: [&str; 2] =
+    ["org.matrix.msc3890.local_notification_settings.", "m.local_notification_settings."];
 
 /// Why account data could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +90,7 @@ impl AccountData {
         must_own(asking, user)?;
         let content = self.core.store.read().await?.account_data_load(user, room, kind).await?;
         if room.is_none() && kind == crate::push_rules::KIND {
-            return Ok(crate::push_rules::content(user, content.as_deref()));
+            return Ok(crate::push_rules::content(&self.core, user, content.as_deref()));
         }
         let content = content.ok_or(AccountDataError::NotFound)?;
         RawValue::from_string(content)
@@ -107,7 +111,7 @@ impl AccountData {
             }
         }
         if room.is_none() {
-            let content = crate::push_rules::content(user, rules.as_deref());
+            let content = crate::push_rules::content(&self.core, user, rules.as_deref());
             shown.push((crate::push_rules::KIND.to_owned(), content));
         }
         Ok(shown)
@@ -282,6 +286,14 @@ impl AccountData {
             })
             .await
     }
+}
+
+/// Removes what clients keep for one device of the user, which is gone: whether it notifies (MSC3890).
+pub(crate) async fn device_removed(tx: &mut Tx, user: &UserId, device: &str) -> Result<(), StoreError> {
+    for prefix in LOCAL_NOTIFICATIONS {
+        tx.account_data_remove(user, None, &format!("{prefix}{device}")).await?;
+    }
+    Ok(())
 }
 
 fn parse_tags(content: Option<&str>) -> Map<String, Value> {

@@ -37,6 +37,29 @@ pub struct PasswordCost {
     pub iterations: u32,
 }
 
+/// What an app's badge counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Badge {
+    /// Unread messages.
+    #[default]
+    Messages,
+    /// Rooms with unread messages.
+    Rooms,
+}
+
+/// Push notifications.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PushSettings {
+    /// Gateways at private addresses may be called, and over plain HTTP.
+    pub allow_private: bool,
+    /// What badges count.
+    pub badge: Badge,
+    /// Whether users have the rule that pushes every encrypted event (MSC4028).
+    pub encrypted_events: bool,
+    /// Whether users have the rules that follow their thread subscriptions (MSC4306).
+    pub thread_subscriptions: bool,
+}
+
 /// The part of the configuration that services act upon.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -58,6 +81,8 @@ pub struct Settings {
     pub everyone_publishes_rooms: bool,
     /// Whether there is federation at all.
     pub federation: bool,
+    /// Push notifications.
+    pub push: PushSettings,
 }
 
 /// What every service needs: who we are, the time, the database, our key, the settings.

@@ -128,6 +128,13 @@ impl Folds {
         state.rooms.get(room).map(|fold| fold.joined.iter().cloned().collect()).unwrap_or_default()
     }
 
+    /// Those of this server's users joined to the room whom `wanted` names.
+    pub fn joined_locals_among(&self, room: &RoomId, wanted: impl Fn(&UserId) -> bool) -> Vec<OwnedUserId> {
+        let state = self.state.read();
+        let joined = state.rooms.get(room).map(|fold| &fold.joined).into_iter().flatten();
+        joined.filter(|user| wanted(user)).cloned().collect()
+    }
+
     /// The user's membership of the room, if it is one that is kept.
     pub fn membership(&self, user: &UserId, room: &RoomId) -> Option<Membership> {
         self.state.read().users.get(user)?.get(room).copied()

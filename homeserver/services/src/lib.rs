@@ -22,6 +22,7 @@ pub mod outgoing;
 pub mod people;
 pub mod presence;
 pub mod profiles;
+pub mod push;
 pub mod push_rules;
 pub mod pushers;
 pub mod receipts;
@@ -35,7 +36,7 @@ pub mod to_device;
 pub mod typing;
 pub mod visibility;
 
-pub use crate::core::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
+pub use crate::core::{Badge, Core, PasswordCost, PlaintextPolicy, PushSettings, RegistrationMode, Settings};
 pub use waxwing_storage::StoreError;
 
 /// The room versions that this server speaks, oldest first.

@@ -2,17 +2,18 @@
 //! again. <https://spec.matrix.org/v1.19/client-server-api/#listing-notifications>
 
 use crate::Core;
+use crate::push::rules::{RuleContext, flattened};
 use crate::render::{Shown, Viewer, render_one};
-use crate::sync::unread::{Unread, thread_of};
-use crate::visibility::visible_events;
-use ruma::events::AnySyncTimelineEvent;
-use ruma::push::{Action, PushConditionRoomCtx, Ruleset};
-use ruma::serde::Raw;
-use ruma::{OwnedRoomId, RoomId};
+use crate::sync::unread::Unread;
+use crate::visibility::{ignored_users, visible_events};
+use ruma::push::{Action, Ruleset};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use waxwing_storage::{ReceiptRow, StoreResult, StoredEvent};
+use waxwing_model::LogPosition;
+use waxwing_storage::{StoreResult, StoredEvent};
 
 /// Notifications in one answer.
 const MAX_LIMIT: usize = 100;
@@ -53,9 +54,18 @@ pub struct Notifications {
     unread: Arc<Unread>,
 }
 
+/// What holds for one answer.
+struct Asked<'a> {
+    viewer: &'a Viewer,
+    rules: Arc<Ruleset>,
+    ignored: Arc<BTreeSet<OwnedUserId>>,
+    upto: LogPosition,
+    rooms: HashMap<OwnedRoomId, Room>,
+}
+
 struct Room {
-    context: PushConditionRoomCtx,
-    receipts: Vec<ReceiptRow>,
+    context: RuleContext,
+    unread: HashSet<OwnedEventId>,
 }
 
 impl Notifications {
@@ -72,19 +82,27 @@ impl Notifications {
         limit: usize,
         highlights: bool,
     ) -> StoreResult<NotifiedPage> {
-        let rules = self.unread.rules(&viewer.user, self.core.store.tail().head()).await?;
+        let upto = self.core.store.tail().head();
+        let mut ignored = ignored_users(&self.core, &viewer.user).await?;
+        ignored.remove(&viewer.user);
+        let mut asked = Asked {
+            viewer,
+            rules: self.unread.rules().of(&viewer.user, upto).await?,
+            ignored: Arc::new(ignored),
+            upto,
+            rooms: HashMap::new(),
+        };
         let rows = self.core.store.read().await?.memberships_of(&viewer.user).await?;
         let rooms = rows.into_iter().filter(|row| row.membership == "join").take(MAX_ROOMS);
         let rooms: Vec<OwnedRoomId> = rooms.map(|row| row.room_id).collect();
         let limit = limit.clamp(1, MAX_LIMIT);
-        let mut known = HashMap::new();
         let mut page = NotifiedPage { list: Vec::new(), next: Some(before.unwrap_or(i64::MAX)) };
         for _ in 0..ROUNDS {
             let Some(at) = page.next else { break };
             let (events, floor) = self.round(viewer, &rooms, at).await?;
             page.next = floor;
             for stored in events {
-                if let Some(notified) = self.one(viewer, &rules, &mut known, &stored).await?
+                if let Some(notified) = self.one(&mut asked, &stored).await?
                     && (!highlights || notified.actions.iter().any(Action::is_highlight))
                 {
                     page.list.push(notified);
@@ -118,49 +136,52 @@ impl Notifications {
         Ok((all, floor))
     }
 
-    async fn one(
-        &self,
-        viewer: &Viewer,
-        rules: &Ruleset,
-        known: &mut HashMap<OwnedRoomId, Room>,
-        stored: &Arc<StoredEvent>,
-    ) -> StoreResult<Option<Notified>> {
+    async fn one(&self, asked: &mut Asked<'_>, stored: &Arc<StoredEvent>) -> StoreResult<Option<Notified>> {
         let event = &stored.event;
-        if event.sender == viewer.user || stored.redacted_by.is_some() {
+        let user = &asked.viewer.user;
+        if event.sender == *user || asked.ignored.contains(&event.sender) || stored.redacted_by.is_some() {
             return Ok(None);
         }
-        if !known.contains_key(&event.room_id) {
-            known.insert(event.room_id.clone(), self.room(viewer, &event.room_id).await?);
+        if !asked.rooms.contains_key(&event.room_id) {
+            let room = self.room(asked, &event.room_id).await?;
+            asked.rooms.insert(event.room_id.clone(), room);
         }
-        let Some(room) = known.get(&event.room_id) else { return Ok(None) };
-        let shown = render_one(&self.core, viewer, Arc::clone(stored), Shown::TIMELINE).await?;
-        let raw: Raw<AnySyncTimelineEvent> = Raw::from_json(shown);
-        let actions = rules.get_actions(&raw, &room.context).await;
+        let Some(room) = asked.rooms.get(&event.room_id) else { return Ok(None) };
+        let actions = room.context.actions(&asked.rules, &flattened(event)).await;
         if !actions.iter().any(Action::should_notify) {
+            return Ok(None);
+        }
+        let shown = render_one(&self.core, asked.viewer, Arc::clone(stored), Shown::TIMELINE).await?;
+        if !was_there(&shown) {
             return Ok(None);
         }
         Ok(Some(Notified {
             actions: actions.to_vec(),
-            event: raw.into_json(),
-            read: is_read(stored, &room.receipts),
+            event: shown,
+            read: !room.unread.contains(&event.event_id),
             room: event.room_id.clone(),
             ts: event.origin_server_ts.0.into(),
         }))
     }
 
-    async fn room(&self, viewer: &Viewer, room: &RoomId) -> StoreResult<Room> {
-        let context = self.unread.room_context(&viewer.user, room, self.core.store.tail().head()).await?;
-        let receipts = self.core.store.read().await?.receipts_of_user_in_room(&viewer.user, room).await?;
-        Ok(Room { context, receipts })
+    async fn room(&self, asked: &Asked<'_>, room: &RoomId) -> StoreResult<Room> {
+        let user = &asked.viewer.user;
+        let context = self.unread.rules().context(user, room, None, asked.upto).await?;
+        let unread = self.unread.unread_events(user, room, &asked.ignored, asked.upto).await?;
+        Ok(Room { context, unread: unread.into_iter().map(|(_, id)| id).collect() })
     }
 }
 
-/// Whether a receipt for the whole room, or for the event's thread, stands at it or later.
-fn is_read(stored: &StoredEvent, receipts: &[ReceiptRow]) -> bool {
-    let thread = thread_of(&stored.event);
-    let thread = thread.as_ref().map_or("main", |root| root.as_str());
-    receipts.iter().any(|receipt| {
-        (receipt.thread.is_empty() || receipt.thread == thread)
-            && receipt.event_sn.is_some_and(|sn| sn >= stored.sn)
-    })
+/// Whether the viewer was in the room at the event, or is invited by it: who reads older history was not told of it.
+fn was_there(shown: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Event {
+        unsigned: Unsigned,
+    }
+    #[derive(Deserialize)]
+    struct Unsigned {
+        membership: String,
+    }
+    serde_json::from_str::<Event>(shown.get())
+        .is_ok_and(|event| matches!(event.unsigned.membership.as_str(), "join" | "invite"))
 }

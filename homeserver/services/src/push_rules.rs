@@ -1,15 +1,17 @@
 //! Push rules: a user's account data `m.push_rules`, with the server's default rules always among them.
 //! <https://spec.matrix.org/v1.19/client-server-api/#push-rules>
 
-use crate::Core;
+mod defaults;
+
+use crate::{Core, PushSettings};
 use ruma::UserId;
 use ruma::push::{
-    Action, AnyPushRuleRef, ConditionalPushRule, InsertPushRuleError, NewPushRule, PatternedPushRule,
+    Action, AnyPushRule, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition,
     RemovePushRuleError, RuleKind, Ruleset,
 };
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use std::sync::Arc;
 use waxwing_storage::StoreError;
 
@@ -17,6 +19,12 @@ use waxwing_storage::StoreError;
 pub(crate) const KIND: &str = "m.push_rules";
 /// Rules of one user: each is tried for each event of each room.
 const MAX_RULES: usize = 2000;
+/// All rules of one user, as JSON: each sync that says they changed carries them all.
+const MAX_BYTES: usize = 1 << 20;
+/// A pattern of a rule, in bytes: each is matched against every event, whoever sent it.
+const MAX_PATTERN: usize = 1024;
+/// Conditions and actions of one rule.
+const MAX_PARTS: usize = 64;
 /// The kinds that clients expect to find, empty or not.
 const KINDS: [&str; 5] = ["override", "content", "room", "sender", "underride"];
 
@@ -55,25 +63,20 @@ impl PushRules {
     /// A user's rules, the defaults among them.
     pub async fn rules(&self, user: &UserId) -> Result<Ruleset, PushRuleError> {
         let content = self.core.store.read().await?.account_data_load(user, None, KIND).await?;
-        Ok(parse(user, content.as_deref()))
+        Ok(parse(&self.core, user, content.as_deref()))
     }
 
     /// The content of `m.push_rules` as clients see it: `{"global": {…}}`.
     pub async fn content(&self, user: &UserId) -> Result<Box<RawValue>, PushRuleError> {
         let content = self.core.store.read().await?.account_data_load(user, None, KIND).await?;
-        Ok(self::content(user, content.as_deref()))
+        Ok(self::content(&self.core, user, content.as_deref()))
     }
 
-    /// One rule, as JSON.
+    /// One rule.
     ///
     /// # Errors
     /// [`PushRuleError::NotFound`].
-    pub async fn rule(
-        &self,
-        user: &UserId,
-        kind: RuleKind,
-        id: &str,
-    ) -> Result<ruma::push::AnyPushRule, PushRuleError> {
+    pub async fn rule(&self, user: &UserId, kind: RuleKind, id: &str) -> Result<AnyPushRule, PushRuleError> {
         let rules = self.rules(user).await?;
         rules.get(kind, id).map(AnyPushRuleRef::to_owned).ok_or(PushRuleError::NotFound)
     }
@@ -81,7 +84,8 @@ impl PushRules {
     /// Makes or replaces a rule of the user's own, next to another if `before` or `after` names one.
     ///
     /// # Errors
-    /// [`PushRuleError::Invalid`] for ids that start with a dot or hold slashes, [`PushRuleError::NoNeighbour`].
+    /// [`PushRuleError::Invalid`] for ids that start with a dot or hold slashes, and for sizes;
+    /// [`PushRuleError::NoNeighbour`].
     pub async fn put(
         &self,
         user: &UserId,
@@ -89,6 +93,7 @@ impl PushRules {
         before: Option<String>,
         after: Option<String>,
     ) -> Result<(), PushRuleError> {
+        check(&rule)?;
         self.change(user, move |rules| {
             rules.insert(rule.clone(), after.as_deref(), before.as_deref()).map_err(|error| match error {
                 InsertPushRuleError::UnknownRuleId => PushRuleError::NoNeighbour,
@@ -153,6 +158,7 @@ impl PushRules {
         id: String,
         actions: Vec<Action>,
     ) -> Result<(), PushRuleError> {
+        check_actions(&actions)?;
         self.change(user, move |rules| {
             rules.set_actions(kind.clone(), &id, actions.clone()).map_err(|_| PushRuleError::NotFound)
         })
@@ -163,16 +169,19 @@ impl PushRules {
     where
         F: Fn(&mut Ruleset) -> Result<(), PushRuleError> + Send + Sync + 'static,
     {
-        let (user, change) = (user.to_owned(), Arc::new(change));
+        let (core, user, change) = (self.core.clone(), user.to_owned(), Arc::new(change));
         self.core
             .store
             .write("change push rules", Vec::new(), move |tx| {
-                let (user, change) = (user.clone(), Arc::clone(&change));
+                let (core, user, change) = (core.clone(), user.clone(), Arc::clone(&change));
                 Box::pin(async move {
                     let before = tx.account_data_load(&user, None, KIND).await?;
-                    let mut rules = parse(&user, before.as_deref());
+                    let mut rules = parse(&core, &user, before.as_deref());
                     change(&mut rules)?;
                     let content = write(&rules);
+                    if content.len() > MAX_BYTES {
+                        return Err(PushRuleError::TooMany);
+                    }
                     Ok(tx.account_data_set(&user, None, KIND, &content).await?)
                 })
             })
@@ -180,46 +189,76 @@ impl PushRules {
     }
 }
 
-/// The rules that every user has: the specification's, and those by which people were mentioned before events said whom
-/// they mention. Many clients still leave that to the words of a message; where `m.mentions` is there, these are passed
-/// over. <https://github.com/matrix-org/matrix-spec-proposals/pull/4210> took them out of the specification.
-fn defaults(user: &UserId) -> Ruleset {
-    let mut rules = Ruleset::server_default(user);
-    let highlight =
-        json!(["notify", { "set_tweak": "sound", "value": "default" }, { "set_tweak": "highlight" }]);
-    let override_rules = json!([
-        { "rule_id": ".m.rule.contains_display_name", "default": true, "enabled": true, "actions": highlight,
-          "conditions": [{ "kind": "contains_display_name" }] },
-        { "rule_id": ".m.rule.roomnotif", "default": true, "enabled": true,
-          "actions": ["notify", { "set_tweak": "highlight" }],
-          "conditions": [
-              { "kind": "event_match", "key": "content.body", "pattern": "@room" },
-              { "kind": "sender_notification_permission", "key": "room" },
-          ] },
-    ]);
-    let name = json!({ "rule_id": ".m.rule.contains_user_name", "default": true, "enabled": true,
-                       "actions": highlight, "pattern": user.localpart() });
-    let at = rules.override_.iter().position(|rule| rule.rule_id == ".m.rule.tombstone").unwrap_or_default();
-    let more = serde_json::from_value::<Vec<ConditionalPushRule>>(override_rules).unwrap_or_default();
-    for rule in more.into_iter().rev() {
-        rules.override_.shift_insert(at, rule);
+/// A kind of rules by the name that a path has. The kind of MSC4306 has two.
+pub fn kind(name: &str) -> RuleKind {
+    if name == "postcontent" { RuleKind::PostContent } else { RuleKind::from(name) }
+}
+
+fn check(rule: &NewPushRule) -> Result<(), PushRuleError> {
+    let (conditions, actions): (&[PushCondition], &[Action]) = match rule {
+        // MSC4306: these are the server's alone.
+        NewPushRule::PostContent(_) => {
+            return Err(PushRuleError::Invalid("this kind takes no rules of your own"));
+        }
+        NewPushRule::Override(rule) | NewPushRule::Underride(rule) => (&rule.conditions, &rule.actions),
+        NewPushRule::Content(rule) => {
+            if rule.pattern.len() > MAX_PATTERN {
+                return Err(PushRuleError::Invalid("the pattern is too long"));
+            }
+            (&[], &rule.actions)
+        }
+        NewPushRule::Room(rule) => (&[], &rule.actions),
+        NewPushRule::Sender(rule) => (&[], &rule.actions),
+        _ => return Err(PushRuleError::Invalid("there is no such kind of push rule")),
+    };
+    check_actions(actions)?;
+    if rule.rule_id().len() > MAX_PATTERN {
+        return Err(PushRuleError::Invalid("the id is too long"));
     }
-    if let Ok(rule) = serde_json::from_value::<PatternedPushRule>(name) {
-        rules.content.insert(rule);
+    if conditions.len() > MAX_PARTS {
+        return Err(PushRuleError::Invalid("the rule has too many conditions"));
     }
-    rules
+    let too_long = |condition: &PushCondition| matches!(condition, PushCondition::EventMatch(data) if data.pattern.len() > MAX_PATTERN);
+    if conditions.iter().any(too_long) {
+        return Err(PushRuleError::Invalid("a pattern is too long"));
+    }
+    Ok(())
+}
+
+fn check_actions(actions: &[Action]) -> Result<(), PushRuleError> {
+    if actions.len() > MAX_PARTS {
+        return Err(PushRuleError::Invalid("the rule has too many actions"));
+    }
+    Ok(())
 }
 
 /// The rules in this content, those of the server brought up to date: their actions and switches are the user's.
-pub fn parse(user: &UserId, content: Option<&str>) -> Ruleset {
+pub fn parse(core: &Core, user: &UserId, content: Option<&str>) -> Ruleset {
+    parse_with(core.settings.push, user, content)
+}
+
+fn parse_with(settings: PushSettings, user: &UserId, content: Option<&str>) -> Ruleset {
     #[derive(Deserialize)]
     struct Content {
         global: Ruleset,
     }
-    let defaults = defaults(user);
+    let mut defaults = defaults::defaults(user, settings);
     match content.map(serde_json::from_str::<Content>) {
         Some(Ok(mut content)) => {
+            // ruma leaves this kind out, which has rules of the server alone.
+            let stored = std::mem::take(&mut content.global.postcontent);
+            let postcontent = std::mem::take(&mut defaults.postcontent);
             content.global.update_with_server_default(defaults);
+            content.global.postcontent = postcontent
+                .into_iter()
+                .map(|mut rule| {
+                    if let Some(stored) = stored.get(rule.rule_id.as_str()) {
+                        rule.enabled = stored.enabled;
+                        rule.actions.clone_from(&stored.actions);
+                    }
+                    rule
+                })
+                .collect();
             content.global
         }
         Some(Err(error)) => {
@@ -231,8 +270,12 @@ pub fn parse(user: &UserId, content: Option<&str>) -> Ruleset {
 }
 
 /// The content as clients see it.
-pub(crate) fn content(user: &UserId, stored: Option<&str>) -> Box<RawValue> {
-    RawValue::from_string(write(&parse(user, stored))).unwrap_or_else(|_| RawValue::NULL.to_owned())
+pub(crate) fn content(core: &Core, user: &UserId, stored: Option<&str>) -> Box<RawValue> {
+    shown(&parse(core, user, stored))
+}
+
+fn shown(rules: &Ruleset) -> Box<RawValue> {
+    RawValue::from_string(write(rules)).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 fn write(rules: &Ruleset) -> String {
@@ -248,20 +291,27 @@ fn write(rules: &Ruleset) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ruma::push::NewSimplePushRule;
+    use ruma::push::{NewConditionalPushRule, NewPatternedPushRule, NewSimplePushRule};
 
     fn alice() -> ruma::OwnedUserId {
         "@alice:a.b".try_into().unwrap()
     }
 
+    fn rules(stored: Option<&str>) -> Ruleset {
+        parse_with(PushSettings::default(), &alice(), stored)
+    }
+
+    fn as_json(rules: &Ruleset) -> Value {
+        serde_json::from_str(shown(rules).get()).unwrap()
+    }
+
     #[test]
     fn all_kinds_are_there_and_old_actions_stay() {
-        let mut rules = parse(&alice(), None);
+        let mut changed = rules(None);
         let actions: Vec<Action> = serde_json::from_str(r#"["dont_notify"]"#).unwrap();
         let rule = NewSimplePushRule::new(alice(), actions);
-        rules.insert(NewPushRule::Sender(rule), None, None).unwrap();
-        let stored = write(&rules);
-        let shown: Value = serde_json::from_str(content(&alice(), Some(&stored)).get()).unwrap();
+        changed.insert(NewPushRule::Sender(rule), None, None).unwrap();
+        let shown = as_json(&rules(Some(&write(&changed))));
         assert_eq!(shown["global"]["sender"][0]["actions"][0], "dont_notify");
         for kind in KINDS {
             assert!(shown["global"][kind].is_array(), "{kind}");
@@ -274,10 +324,39 @@ mod tests {
 
     #[test]
     fn the_switch_of_a_default_rule_survives() {
-        let mut rules = parse(&alice(), None);
-        rules.set_enabled(RuleKind::Override, ".m.rule.master", true).unwrap();
-        let again = parse(&alice(), Some(&write(&rules)));
+        let mut changed = rules(None);
+        changed.set_enabled(RuleKind::Override, ".m.rule.master", true).unwrap();
+        let again = rules(Some(&write(&changed)));
         assert!(again.get(RuleKind::Override, ".m.rule.master").unwrap().enabled());
-        assert_eq!(parse(&alice(), Some("nonsense")).iter().count(), parse(&alice(), None).iter().count());
+        assert_eq!(rules(Some("nonsense")).iter().count(), rules(None).iter().count());
+    }
+
+    #[test]
+    fn the_rules_that_settings_ask_for_come_and_go() {
+        let all =
+            PushSettings { encrypted_events: true, thread_subscriptions: true, ..PushSettings::default() };
+        let mut with = parse_with(all, &alice(), None);
+        let rule = NewConditionalPushRule::new("mine".to_owned(), Vec::new(), Vec::new());
+        with.insert(NewPushRule::Override(rule), None, None).unwrap();
+        with.set_enabled(kind("postcontent"), ".io.element.msc4306.rule.unsubscribed_thread", false).unwrap();
+        let stored = write(&with);
+        let shown = as_json(&parse_with(all, &alice(), Some(&stored)))["global"].take();
+        let first: Vec<&Value> = (0..3).map(|at| &shown["override"][at]["rule_id"]).collect();
+        assert_eq!(first, [".m.rule.master", "mine", ".org.matrix.msc4028.encrypted_event"]);
+        assert_eq!(shown["postcontent"][0]["enabled"], false);
+        assert_eq!(shown["postcontent"][1]["enabled"], true);
+        let without = as_json(&rules(Some(&stored)))["global"].take();
+        assert_eq!(without["override"][2]["rule_id"], ".m.rule.suppress_notices");
+        assert!(without.get("postcontent").is_none());
+    }
+
+    #[test]
+    fn rules_are_bounded() {
+        let long = NewPatternedPushRule::new("id".to_owned(), "x".repeat(MAX_PATTERN + 1), Vec::new());
+        assert!(check(&NewPushRule::Content(long)).is_err());
+        let postcontent = NewConditionalPushRule::new("id".to_owned(), Vec::new(), Vec::new());
+        assert!(check(&NewPushRule::PostContent(postcontent)).is_err());
+        let many = NewSimplePushRule::new(alice(), vec![Action::Notify; MAX_PARTS + 1]);
+        assert!(check(&NewPushRule::Sender(many)).is_err());
     }
 }

@@ -10,7 +10,7 @@ use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, User
 use serde::Deserialize;
 use std::sync::Arc;
 use waxwing_federation::outbound::VolatileEdu;
-use waxwing_storage::{ReceiptRow, StoreError, StoredEvent};
+use waxwing_storage::{ReceiptRow, StoreError, StoreResult, StoredEvent};
 
 /// Relations followed from an event to its thread: by the specification.
 const MAX_HOPS: usize = 3;
@@ -236,11 +236,11 @@ impl Receipts {
     ) -> Result<(), ReceiptError> {
         match thread {
             ReceiptThread::Unthreaded => Ok(()),
-            ReceiptThread::Main => match self.thread_of(stored).await? {
+            ReceiptThread::Main => match thread_of(&self.core, stored).await? {
                 None => Ok(()),
                 Some(_) => Err(ReceiptError::BadThread("the event is not in the main timeline")),
             },
-            ReceiptThread::Thread(root) => match self.thread_of(stored).await? {
+            ReceiptThread::Thread(root) => match thread_of(&self.core, stored).await? {
                 Some(other) if other == *root => Ok(()),
                 None if self.hangs_on(stored, root).await? => Ok(()),
                 _ => Err(ReceiptError::BadThread("the event is not in this thread")),
@@ -265,22 +265,22 @@ impl Receipts {
         }
         Ok(false)
     }
+}
 
-    /// The root of the thread that an event is in.
-    async fn thread_of(&self, stored: &Arc<StoredEvent>) -> Result<Option<OwnedEventId>, ReceiptError> {
-        let mut at = Arc::clone(stored);
-        for _ in 0..=MAX_HOPS {
-            let Some((parent, rel_type)) = relation(&at.event) else { return Ok(None) };
-            if rel_type == "m.thread" {
-                return Ok(Some(parent));
-            }
-            match self.core.store.event(&parent).await? {
-                Some(parent) if parent.event.room_id == stored.event.room_id => at = parent,
-                _ => return Ok(None),
-            }
+/// The root of the thread that an event is in: it may relate to an event of the thread over a few others.
+/// <https://spec.matrix.org/v1.19/client-server-api/#threading>
+pub(crate) async fn thread_of(core: &Core, stored: &StoredEvent) -> StoreResult<Option<OwnedEventId>> {
+    let room = &stored.event.room_id;
+    let mut related = relation(&stored.event);
+    for _ in 0..MAX_HOPS {
+        let Some((parent, rel_type)) = related else { return Ok(None) };
+        if rel_type == "m.thread" {
+            return Ok(Some(parent));
         }
-        Ok(None)
+        let parent = core.store.event(&parent).await?;
+        related = parent.filter(|parent| parent.event.room_id == *room).and_then(|it| relation(&it.event));
     }
+    Ok(related.filter(|(_, rel_type)| rel_type == "m.thread").map(|(root, _)| root))
 }
 
 /// What is kept of a receipt beside its key.

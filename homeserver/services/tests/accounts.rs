@@ -38,6 +38,7 @@ async fn server() -> Server {
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: false,
+            push: waxwing_services::PushSettings::default(),
         }),
     };
     Server { accounts: Accounts::new(core, Arc::new(Appservices::default())), clock, _dir: dir }

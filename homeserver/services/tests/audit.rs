@@ -28,6 +28,7 @@ async fn core(dir: &tempfile::TempDir) -> Core {
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: false,
+            push: waxwing_services::PushSettings::default(),
         }),
     }
 }

@@ -41,6 +41,7 @@ async fn server() -> Server {
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: true,
+            push: waxwing_services::PushSettings::default(),
         }),
     };
     Server { keys: Keys::new(core.clone(), None), core, _dir: dir }

@@ -37,6 +37,7 @@ async fn server(plaintext: bool) -> Server {
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: false,
+            push: waxwing_services::PushSettings::default(),
         }),
     };
     Server { timeline: Timeline::new(core.clone(), None), core, _dir: dir }

@@ -26,6 +26,13 @@ choices! {
         Everyone = "everyone",
         Administrators = "administrators",
     }
+    /// What the number on an app's icon counts.
+    Badge {
+        /// Unread messages.
+        Messages = "messages",
+        /// Rooms with unread messages.
+        Rooms = "rooms",
+    }
     /// How log lines look.
     LogFormat {
         Text = "text",

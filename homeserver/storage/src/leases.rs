@@ -6,6 +6,7 @@ use crate::sql::statements;
 
 statements! {
     TAKE = "INSERT INTO leases (name, owner, epoch, expires_at) VALUES ($1, $2, 1, $3) ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, epoch = leases.epoch + CASE WHEN leases.owner = excluded.owner THEN 0 ELSE 1 END, expires_at = excluded.expires_at WHERE leases.owner = excluded.owner OR leases.expires_at < $4 RETURNING epoch";
+    HOLD = "UPDATE leases SET epoch = epoch WHERE name = $1 AND owner = $2 AND epoch = $3 RETURNING epoch";
     GIVE_BACK = "UPDATE leases SET expires_at = 0 WHERE name = $1 AND owner = $2";
 }
 
@@ -28,6 +29,19 @@ impl crate::Tx {
             .fetch_optional(c)
             .await)?;
         Ok(found.map(|(epoch,)| epoch))
+    }
+
+    /// Whether the lease is still the owner's, in the same epoch. Nobody takes it before the transaction ends, so what
+    /// the transaction writes is the work of one owner.
+    pub async fn lease_hold(&mut self, name: &str, owner: &str, epoch: i64) -> StoreResult<bool> {
+        let conn = self.writing().await?;
+        let found: Option<(i64,)> = on_engine!(conn, |c| sqlx::query_as(HOLD)
+            .bind(name)
+            .bind(owner)
+            .bind(epoch)
+            .fetch_optional(c)
+            .await)?;
+        Ok(found.is_some())
     }
 
     /// Lets another owner have the lease at once.

@@ -11,6 +11,7 @@ mod aliases;
 mod audit;
 mod backups;
 mod bus;
+mod cursors;
 mod device_lists;
 mod dialect;
 mod engine;
@@ -59,7 +60,7 @@ pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
 pub use people::Person;
-pub use pushers::PusherRow;
+pub use pushers::{PusherKey, PusherRow, PusherTry};
 pub use receipts::ReceiptRow;
 pub use registration::RegistrationTokenRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
@@ -80,6 +81,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("aliases", aliases::STATEMENTS),
     ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
+    ("cursors", cursors::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
     ("filters", filters::STATEMENTS),

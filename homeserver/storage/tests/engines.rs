@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use waxwing_model::LogPosition;
-use waxwing_storage::{Fact, LogRow, NewRow, STATEMENTS, Store, StoreError};
+use waxwing_storage::{Fact, LogRow, NewRow, PusherKey, PusherRow, PusherTry, STATEMENTS, Store, StoreError};
 
 /// A fresh database, removed with the test.
 struct Fresh {
@@ -274,6 +274,82 @@ async fn a_database_of_a_newer_version_is_not_opened() {
         let future = "INSERT INTO schema_migrations (version, name) VALUES (9999, '9999_future')";
         fresh.execute(future).await.unwrap();
         assert!(matches!(Store::open(&fresh.url).await, Err(StoreError::Newer(9999))));
+        fresh.drop_database().await;
+    }
+}
+
+#[tokio::test]
+async fn one_owner_holds_a_lease_and_writes_under_it() {
+    for fresh in Fresh::both().await {
+        let store = Store::open(&fresh.url).await.unwrap();
+        let take = async |owner: &'static str, now: u64| {
+            let write = store.write("take", Vec::new(), move |tx| {
+                Box::pin(async move { tx.lease_take("work", owner, now, now + 10).await })
+            });
+            write.await.unwrap()
+        };
+        let holds = async |owner: &'static str, epoch: i64| {
+            let write = store.write("hold", Vec::new(), move |tx| {
+                Box::pin(async move { tx.lease_hold("work", owner, epoch).await })
+            });
+            let held: Result<bool, StoreError> = write.await;
+            held.unwrap()
+        };
+        let first: Option<i64> = take("a", 100).await;
+        assert_eq!((first, take("b", 105).await), (Some(1), None));
+        assert!(holds("a", 1).await && !holds("b", 1).await);
+        // It ran out, and a neighbour has it: what its old owner still wants to write is not written.
+        assert_eq!((take("b", 111).await, take("a", 115).await), (Some(2), None));
+        assert!(holds("b", 2).await && !holds("a", 1).await);
+        drop(store);
+        fresh.drop_database().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_pusher_owes_is_kept() {
+    let user: ruma::OwnedUserId = "@a:x".try_into().unwrap();
+    let key = PusherKey { user_id: user.clone(), app_id: "app".into(), pushkey: "key".into() };
+    let new = PusherRow {
+        key: key.clone(),
+        device_id: None,
+        json: "{}".into(),
+        enabled: true,
+        updated_at: 1,
+        position: 5,
+        marked: 5,
+        badge: None,
+        failing: None,
+    };
+    for fresh in Fresh::both().await {
+        let store = Store::open(&fresh.url).await.unwrap();
+        let failing = PusherTry { failing_since: 10, retry_at: 30, interval: 20 };
+        let input = Arc::new((new.clone(), key.clone(), user.clone()));
+        let write = store.write("pusher", Vec::new(), move |tx| {
+            let input = Arc::clone(&input);
+            Box::pin(async move {
+                let (row, key, user) = &*input;
+                tx.pusher_set(row).await?;
+                tx.pushers_mark(std::slice::from_ref(user), 9).await?;
+                tx.pushers_mark(std::slice::from_ref(user), 7).await?;
+                tx.pusher_delivered(key, 7, Some(2)).await?;
+                tx.pusher_failed(key, 7, failing).await?;
+                // Late, from before: takes nothing back.
+                tx.pusher_delivered(key, 6, None).await?;
+                tx.cursor_save("push", LogPosition(8)).await?;
+                tx.cursor_save("push", LogPosition(9)).await?;
+                Ok::<(), StoreError>(())
+            })
+        });
+        write.await.unwrap();
+        let row = store.read().await.unwrap().pushers_of(&user).await.unwrap().remove(0);
+        let kept =
+            PusherRow { position: 7, marked: 9, badge: Some(2), failing: Some(failing), ..new.clone() };
+        assert_eq!(row, kept);
+        assert!(row.owes());
+        let cursor = store.read().await.unwrap().cursor_load("push").await.unwrap();
+        assert_eq!(cursor, Some(LogPosition(9)));
+        drop(store);
         fresh.drop_database().await;
     }
 }

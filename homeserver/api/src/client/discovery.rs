@@ -28,7 +28,9 @@ const FEATURES: &[&str] = &[
     "org.matrix.msc3773",
     "org.matrix.msc3827.stable",
     "org.matrix.msc3874",
+    "org.matrix.msc3881",
     "org.matrix.msc3882",
+    "org.matrix.msc3890",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3981",
     "org.matrix.msc4151",
@@ -53,12 +55,15 @@ pub struct WellKnown {
 
 /// `GET /_matrix/client/versions`
 pub(super) async fn versions(
-    _api: Api,
+    api: Api,
     _args: Args<get_supported_versions::Request>,
 ) -> ApiResult<get_supported_versions::Response> {
     let mut response =
         get_supported_versions::Response::new(VERSIONS.iter().map(|version| (*version).to_owned()).collect());
     response.unstable_features = FEATURES.iter().map(|feature| ((*feature).to_owned(), true)).collect();
+    if api.core.settings.push.encrypted_events {
+        response.unstable_features.insert("org.matrix.msc4028".to_owned(), true);
+    }
     Ok(response)
 }
 

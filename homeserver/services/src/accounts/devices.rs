@@ -2,7 +2,7 @@
 
 use super::sessions::LONGEST_DEVICE_NAME;
 use super::{AccountError, Accounts};
-use crate::{Core, keys};
+use crate::{Core, account_data, keys};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
 use waxwing_storage::{DeviceRow, Fact, NewRow, StoreResult, Tx};
 
@@ -14,6 +14,7 @@ pub(super) async fn remove(core: &Core, tx: &mut Tx, user: &UserId, device: &Dev
         return Ok(false);
     }
     tx.pushers_remove_of_device(user, device.as_str()).await?;
+    account_data::device_removed(tx, user, device.as_str()).await?;
     keys::device_removed(core, tx, user, device.as_str()).await?;
     Ok(true)
 }

@@ -19,7 +19,7 @@ const USERS: usize = 20_000;
 
 /// Whether the user's account data of this type has not changed after `read` and up to `upto`, as far as the tail
 /// knows.
-pub(super) fn unchanged(
+pub(crate) fn unchanged(
     core: &Core,
     user: &UserId,
     kind: &str,
@@ -32,7 +32,7 @@ pub(super) fn unchanged(
 }
 
 /// Whom each user ignores.
-pub(super) struct IgnoredUsers(Cache<OwnedUserId, (LogPosition, Arc<BTreeSet<OwnedUserId>>)>);
+pub(crate) struct IgnoredUsers(Cache<OwnedUserId, (LogPosition, Arc<BTreeSet<OwnedUserId>>)>);
 
 impl Default for IgnoredUsers {
     fn default() -> IgnoredUsers {
@@ -104,7 +104,7 @@ impl Build<'_> {
         }
         if (whole || changed.contains(push_rules::KIND)) && self.request.filter.account_data(push_rules::KIND)
         {
-            let content = push_rules::content(self.user(), push_rules);
+            let content = push_rules::content(self.core(), self.user(), push_rules);
             events.extend(entry(push_rules::KIND, content.get()));
         }
         Ok(events.into_iter().map(|event| self.request.filter.shape(event)).collect())

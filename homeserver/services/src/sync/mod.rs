@@ -23,6 +23,7 @@ pub mod token;
 pub mod unread;
 mod window;
 
+pub(crate) use account_data::{IgnoredUsers, unchanged};
 pub use filter::SyncFilter;
 pub use response::{StateWanted, SyncResponse};
 pub use token::{BadToken, SyncToken};
@@ -81,7 +82,7 @@ pub struct Sync {
     typing: Typing,
     presence: PresenceService,
     unread: Arc<Unread>,
-    ignored: account_data::IgnoredUsers,
+    ignored: IgnoredUsers,
     lazy: lazy::SentMembers,
     summaries: summary::Summaries,
     devices: devices::Devices,
@@ -101,7 +102,7 @@ impl Sync {
         ephemeral::wake(&core, &notifier, &typing, &presence);
         Sync {
             unread: Arc::new(Unread::new(core.clone())),
-            ignored: account_data::IgnoredUsers::default(),
+            ignored: IgnoredUsers::default(),
             lazy: lazy::SentMembers::default(),
             summaries: summary::Summaries::default(),
             devices: devices::Devices::default(),

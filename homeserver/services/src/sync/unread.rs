@@ -1,35 +1,29 @@
-//! Unread counts: the user's push rules over what came after the user's receipts.
+//! Unread counts: the user's push rules over what came after the user's receipts. What is counted is also what is
+//! pushed.
 //!
 //! Nothing is written for a message. What a room's newer events do to a user is worked out when the user looks, and
 //! kept: the next look goes over newer events only.
 //! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
 
-use super::account_data::unchanged;
 use super::build::Build;
 use super::response::UnreadCount;
-use crate::{Core, push_rules, timeline};
+use crate::Core;
+use crate::push::rules::{RuleContext, Rules, flattened};
+use crate::receipts::thread_of;
 use quick_cache::sync::Cache;
 use ruma::events::StateEventType;
-use ruma::events::TimelineEventType;
-use ruma::push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
-use ruma::serde::Raw;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId};
+use ruma::push::Ruleset;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::Mutex;
-use waxwing_model::{Event, LogPosition, state_key};
-use waxwing_rooms::PowerLevels;
-use waxwing_rooms::client_json::{ClientEvent, Unsigned};
-use waxwing_storage::{Fact, LogRow, ReceiptRow, StoreResult, StoredEvent};
+use waxwing_model::LogPosition;
+use waxwing_storage::{Fact, ReceiptRow, StoreResult, StoredEvent};
 
 /// Events looked at to count what is unread in a room: a client shows "99+" long before.
 const MAX_EVENTS: usize = 500;
 /// Rooms of users that are kept.
 const ROOMS: usize = 100_000;
-/// Rooms of which is kept what rules ask about them.
-const FACTS: usize = 10_000;
-/// Users whose rules are kept.
-const USERS: usize = 20_000;
 
 /// What is unread in a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,19 +92,7 @@ struct Room {
     ignored: Arc<BTreeSet<OwnedUserId>>,
     bounds: Bounds,
     noted: Vec<Noted>,
-    context: Option<(Arc<Facts>, PushConditionRoomCtx)>,
-}
-
-/// What push rules ask about a room, the same for all of its users.
-struct Facts {
-    joined: UInt,
-    levels: Option<PushConditionPowerLevelsCtx>,
-}
-
-fn moves_facts(event: &Event) -> bool {
-    let kinds =
-        [TimelineEventType::RoomMember, TimelineEventType::RoomPowerLevels, TimelineEventType::RoomCreate];
-    event.is_state() && kinds.contains(&event.kind)
+    context: Option<RuleContext>,
 }
 
 type Key = (OwnedUserId, OwnedRoomId);
@@ -118,14 +100,8 @@ type Key = (OwnedUserId, OwnedRoomId);
 /// Counts what is unread.
 pub struct Unread {
     core: Core,
-    rules: Cache<OwnedUserId, (LogPosition, Arc<Ruleset>)>,
+    rules: Rules,
     rooms: Cache<Key, Arc<Mutex<Option<Room>>>>,
-    facts: Cache<OwnedRoomId, (LogPosition, Arc<Facts>)>,
-}
-
-/// The thread that an event is part of, by its root.
-pub(crate) fn thread_of(event: &Event) -> Option<OwnedEventId> {
-    timeline::relation(event).filter(|(_, rel_type)| rel_type == "m.thread").map(|(root, _)| root)
 }
 
 impl Build<'_> {
@@ -138,21 +114,12 @@ impl Build<'_> {
 impl Unread {
     /// Over the database of `core`.
     pub fn new(core: Core) -> Unread {
-        Unread { core, rules: Cache::new(USERS), rooms: Cache::new(ROOMS), facts: Cache::new(FACTS) }
+        Unread { rules: Rules::new(core.clone()), core, rooms: Cache::new(ROOMS) }
     }
 
-    /// The user's push rules at `upto`.
-    pub async fn rules(&self, user: &UserId, upto: LogPosition) -> StoreResult<Arc<Ruleset>> {
-        if let Some((read, rules)) = self.rules.get(user)
-            && unchanged(&self.core, user, push_rules::KIND, read, upto)
-        {
-            self.rules.insert(user.to_owned(), (upto.max(read), Arc::clone(&rules)));
-            return Ok(rules);
-        }
-        let content = self.core.store.read().await?.account_data_load(user, None, push_rules::KIND).await?;
-        let rules = Arc::new(push_rules::parse(user, content.as_deref()));
-        self.rules.insert(user.to_owned(), (upto, Arc::clone(&rules)));
-        Ok(rules)
+    /// The push rules that it asks.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// What a joined user has not read in a room at `upto`. Messages of `ignored` users do not count.
@@ -163,7 +130,29 @@ impl Unread {
         ignored: &Arc<BTreeSet<OwnedUserId>>,
         upto: LogPosition,
     ) -> StoreResult<RoomUnread> {
-        let rules = self.rules(user, upto).await?;
+        self.looked(user, room, ignored, upto, Room::counts).await
+    }
+
+    /// The same events themselves, by number and id, in the order in which they came.
+    pub async fn unread_events(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        ignored: &Arc<BTreeSet<OwnedUserId>>,
+        upto: LogPosition,
+    ) -> StoreResult<Vec<(i64, OwnedEventId)>> {
+        self.looked(user, room, ignored, upto, Room::events).await
+    }
+
+    async fn looked<T>(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        ignored: &Arc<BTreeSet<OwnedUserId>>,
+        upto: LogPosition,
+        answer: impl FnOnce(&Room) -> T,
+    ) -> StoreResult<T> {
+        let rules = self.rules.of(user, upto).await?;
         let key = (user.to_owned(), room.to_owned());
         let slot = self.rooms.get(&key).unwrap_or_else(|| {
             let slot = Arc::default();
@@ -181,9 +170,9 @@ impl Unread {
             Some(looked) => looked,
             None => self.look(user, room, rules, Arc::clone(ignored), upto).await?,
         };
-        let counts = looked.counts();
+        let answer = answer(&looked);
         *slot = Some(looked);
-        Ok(counts)
+        Ok(answer)
     }
 
     /// Goes on from what is known; `None` when the tail does not reach back to it.
@@ -297,7 +286,7 @@ impl Unread {
             // The name that rules look for may be another now.
             room.context = None;
         }
-        let thread = thread_of(event);
+        let thread = thread_of(&self.core, stored).await?;
         if event.sender == user {
             // Who writes has read: what was there before it.
             if is_own_member && event.content_str("membership").as_deref() == Some("join") {
@@ -318,20 +307,13 @@ impl Unread {
         {
             return Ok(false);
         }
-        let facts = self.facts(&event.room_id, upto).await?;
-        let context = match room.context.take() {
-            Some((of, context)) if Arc::ptr_eq(&of, &facts) => context,
-            Some((_, context)) => with_facts(context, &facts),
-            None => self.context(user, &event.room_id, &facts).await?,
-        };
-        let raw: Raw<ruma::events::AnySyncTimelineEvent> =
-            Raw::from_json(ClientEvent::new(event).with_room(&Unsigned::default()));
-        let actions = room.rules.get_actions(&raw, &context).await;
+        let context = self.rules.context(user, &event.room_id, room.context.take(), upto).await?;
+        let actions = context.actions(&room.rules, &flattened(event)).await;
         if actions.iter().any(ruma::push::Action::should_notify) {
             let highlight = actions.iter().any(ruma::push::Action::is_highlight);
             room.noted.push(Noted { sn: stored.sn, id: event.event_id.clone(), thread, highlight });
         }
-        room.context = Some((facts, context));
+        room.context = Some(context);
         Ok(false)
     }
 
@@ -345,99 +327,22 @@ impl Unread {
         let member = store.event(&before).await?;
         Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))
     }
-
-    /// What push rules ask about the room and the user in it, at `upto`.
-    pub async fn room_context(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        upto: LogPosition,
-    ) -> StoreResult<PushConditionRoomCtx> {
-        let facts = self.facts(room, upto).await?;
-        self.context(user, room, &facts).await
-    }
-
-    /// What push rules ask about the room and the user in it.
-    async fn context(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        facts: &Facts,
-    ) -> StoreResult<PushConditionRoomCtx> {
-        let member = self.core.store.read().await?.member_load(room, user).await?;
-        let name = member.and_then(|member| member.display_name);
-        let name = name.unwrap_or_else(|| user.localpart().to_owned());
-        Ok(with_facts(PushConditionRoomCtx::new(room.to_owned(), facts.joined, user.to_owned(), name), facts))
-    }
-
-    /// The room's part of it, from memory while no row says that it changed.
-    async fn facts(&self, room: &RoomId, upto: LogPosition) -> StoreResult<Arc<Facts>> {
-        if let Some((read, facts)) = self.facts.get(room) {
-            let rows = self.core.store.tail().range_of_room(room, read, upto);
-            let moved = |row: &Arc<LogRow>| {
-                row.fact == Fact::State
-                    || row.fact == Fact::Event && row.event.as_ref().is_none_or(|it| moves_facts(&it.event))
-            };
-            if rows.is_some_and(|rows| !rows.iter().any(moved)) {
-                self.facts.insert(room.to_owned(), (upto.max(read), Arc::clone(&facts)));
-                return Ok(facts);
-            }
-        }
-        let facts = Arc::new(self.load_facts(room).await?);
-        self.facts.insert(room.to_owned(), (upto, Arc::clone(&facts)));
-        Ok(facts)
-    }
-
-    async fn load_facts(&self, room: &RoomId) -> StoreResult<Facts> {
-        let store = &self.core.store;
-        let mut conn = store.read().await?;
-        let counts = conn.member_counts(room).await?;
-        let joined =
-            counts.iter().find(|(membership, _)| membership == "join").map_or(0, |(_, count)| *count);
-        let mut facts = Facts { joined: UInt::new_saturating(joined as u64), levels: None };
-        let Some(row) = conn.room_load(room).await? else { return Ok(facts) };
-        let keys =
-            [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
-        let ids = store.state(&mut conn).get_many(row.state_root, &keys).await?;
-        drop(conn);
-        let wanted: Vec<OwnedEventId> = ids.iter().flatten().cloned().collect();
-        let events = store.events(&wanted).await?;
-        let event = |index: usize| {
-            let id = ids.get(index).and_then(Option::as_ref)?;
-            events.get(id).map(|stored| &*stored.event)
-        };
-        let Some(create) = event(0) else { return Ok(facts) };
-        let levels = PowerLevels::new(create, event(1), &row.version);
-        let (Ok(levels), Some(rules)) = (levels, row.version.rules()) else { return Ok(facts) };
-        let mut notifications = ruma::power_levels::NotificationPowerLevels::default();
-        notifications.room = levels.notification_level("room");
-        let rules = ruma::room_version_rules::RoomPowerLevelsRules::new(
-            &rules.authorization,
-            levels.creators().iter().cloned(),
-        );
-        facts.levels = Some(PushConditionPowerLevelsCtx::new(
-            levels.users().clone(),
-            levels.users_default(),
-            notifications,
-            rules,
-        ));
-        Ok(facts)
-    }
-}
-
-fn with_facts(mut context: PushConditionRoomCtx, facts: &Facts) -> PushConditionRoomCtx {
-    context.member_count = facts.joined;
-    context.power_levels.clone_from(&facts.levels);
-    context
 }
 
 impl Room {
+    fn unread(&self) -> impl Iterator<Item = &Noted> {
+        self.noted.iter().filter(|noted| !self.bounds.is_read(noted.thread.as_ref(), noted.sn))
+    }
+
+    fn events(&self) -> Vec<(i64, OwnedEventId)> {
+        let mut events: Vec<_> = self.unread().map(|noted| (noted.sn, noted.id.clone())).collect();
+        events.sort_unstable_by_key(|(sn, _)| *sn);
+        events
+    }
+
     fn counts(&self) -> RoomUnread {
         let mut unread = RoomUnread::default();
-        for noted in &self.noted {
-            if self.bounds.is_read(noted.thread.as_ref(), noted.sn) {
-                continue;
-            }
+        for noted in self.unread() {
             let count = match &noted.thread {
                 None => &mut unread.main,
                 Some(root) => unread.threads.entry(root.clone()).or_default(),

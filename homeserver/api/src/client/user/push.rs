@@ -8,18 +8,18 @@ use crate::state::Api;
 use axum::Router;
 use http::StatusCode;
 use ruma::api::auth_scheme::AccessToken;
-use ruma::api::client::push::set_pusher::v3::PusherAction;
 use ruma::api::client::push::{
-    delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, set_pusher,
-    set_pushrule_actions, set_pushrule_enabled,
+    delete_pushrule, get_pushrule_actions, get_pushrule_enabled, set_pushrule_actions, set_pushrule_enabled,
 };
+use ruma::api::error::ErrorCode;
 use ruma::push::{
-    Action, NewConditionalPushRule, NewPatternedPushRule, NewPushRule, NewSimplePushRule, PushCondition,
+    Action, AnyPushRule, NewConditionalPushRule, NewPatternedPushRule, NewPushRule, NewSimplePushRule,
+    PushCondition,
 };
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use waxwing_services::push_rules::PushRuleError;
+use waxwing_services::push_rules::{PushRuleError, kind};
 use waxwing_services::pushers::PusherError;
 
 plain_request!(
@@ -46,10 +46,25 @@ plain_request!(
     }
 );
 plain_request!(
+    /// `GET /pushrules/global/{kind}/{ruleId}`
+    GetRule, GET, AccessToken, {
+        1.0 => "/_matrix/client/r0/pushrules/global/{kind}/{rule_id}",
+        1.1 => "/_matrix/client/v3/pushrules/global/{kind}/{rule_id}",
+    }
+);
+plain_request!(
     /// `GET /pushers`
     Pushers, GET, AccessToken, {
         1.0 => "/_matrix/client/r0/pushers",
         1.1 => "/_matrix/client/v3/pushers",
+    }
+);
+
+plain_request!(
+    /// `POST /pushers/set`
+    SetPusher, POST, AccessToken, {
+        1.0 => "/_matrix/client/r0/pushers/set",
+        1.1 => "/_matrix/client/v3/pushers/set",
     }
 );
 
@@ -83,10 +98,18 @@ async fn global_rules(api: Api, args: Args<GlobalRules>) -> ApiResult<JsonAnswer
     JsonAnswer::new(&content.global)
 }
 
-async fn rule(api: Api, args: Args<get_pushrule::v3::Request>) -> ApiResult<get_pushrule::v3::Response> {
-    let request = args.request;
-    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
-    Ok(get_pushrule::v3::Response::new(rule.into()))
+/// ruma's answer knows no rules of MSC4306.
+async fn rule(api: Api, args: Args<GetRule>) -> ApiResult<JsonAnswer> {
+    let (kind, id) = (kind(text(&args.request, 0)), text(&args.request, 1));
+    match api.push_rules.rule(&args.requester.user_id, kind, id).await? {
+        AnyPushRule::Override(rule) | AnyPushRule::Underride(rule) | AnyPushRule::PostContent(rule) => {
+            JsonAnswer::new(&rule)
+        }
+        AnyPushRule::Content(rule) => JsonAnswer::new(&rule),
+        AnyPushRule::Room(rule) => JsonAnswer::new(&rule),
+        AnyPushRule::Sender(rule) => JsonAnswer::new(&rule),
+        _ => Err(PushRuleError::NotFound.into()),
+    }
 }
 
 async fn put_rule(api: Api, args: Args<PutRule>) -> ApiResult<JsonAnswer> {
@@ -117,6 +140,9 @@ fn new_rule(kind: &str, id: &str, rule: NewRule) -> ApiResult<NewPushRule> {
     let NewRule { actions, conditions, pattern } = rule;
     let id = id.to_owned();
     Ok(match kind {
+        "postcontent" | "io.element.msc4306.postcontent" => {
+            NewPushRule::PostContent(NewConditionalPushRule::new(id, conditions, actions))
+        }
         "override" => NewPushRule::Override(NewConditionalPushRule::new(id, conditions, actions)),
         "underride" => NewPushRule::Underride(NewConditionalPushRule::new(id, conditions, actions)),
         "content" => {
@@ -140,7 +166,7 @@ async fn delete_rule(
     args: Args<delete_pushrule::v3::Request>,
 ) -> ApiResult<delete_pushrule::v3::Response> {
     let request = args.request;
-    api.push_rules.remove(&args.requester.user_id, request.kind, request.rule_id).await?;
+    api.push_rules.remove(&args.requester.user_id, kind(request.kind.as_str()), request.rule_id).await?;
     Ok(delete_pushrule::v3::Response::new())
 }
 
@@ -149,7 +175,8 @@ async fn rule_enabled(
     args: Args<get_pushrule_enabled::v3::Request>,
 ) -> ApiResult<get_pushrule_enabled::v3::Response> {
     let request = args.request;
-    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
+    let rule =
+        api.push_rules.rule(&args.requester.user_id, kind(request.kind.as_str()), &request.rule_id).await?;
     Ok(get_pushrule_enabled::v3::Response::new(rule.enabled()))
 }
 
@@ -159,7 +186,7 @@ async fn set_rule_enabled(
 ) -> ApiResult<set_pushrule_enabled::v3::Response> {
     let request = args.request;
     let user = &args.requester.user_id;
-    api.push_rules.set_enabled(user, request.kind, request.rule_id, request.enabled).await?;
+    api.push_rules.set_enabled(user, kind(request.kind.as_str()), request.rule_id, request.enabled).await?;
     Ok(set_pushrule_enabled::v3::Response::new())
 }
 
@@ -168,7 +195,8 @@ async fn rule_actions(
     args: Args<get_pushrule_actions::v3::Request>,
 ) -> ApiResult<get_pushrule_actions::v3::Response> {
     let request = args.request;
-    let rule = api.push_rules.rule(&args.requester.user_id, request.kind, &request.rule_id).await?;
+    let rule =
+        api.push_rules.rule(&args.requester.user_id, kind(request.kind.as_str()), &request.rule_id).await?;
     Ok(get_pushrule_actions::v3::Response::new(rule.actions().to_vec()))
 }
 
@@ -178,7 +206,7 @@ async fn set_rule_actions(
 ) -> ApiResult<set_pushrule_actions::v3::Response> {
     let request = args.request;
     let user = &args.requester.user_id;
-    api.push_rules.set_actions(user, request.kind, request.rule_id, request.actions).await?;
+    api.push_rules.set_actions(user, kind(request.kind.as_str()), request.rule_id, request.actions).await?;
     Ok(set_pushrule_actions::v3::Response::new())
 }
 
@@ -187,17 +215,11 @@ async fn pushers(api: Api, args: Args<Pushers>) -> ApiResult<JsonAnswer> {
     JsonAnswer::new(&serde_json::json!({ "pushers": pushers }))
 }
 
-async fn change_pusher(api: Api, args: Args<set_pusher::v3::Request>) -> ApiResult<set_pusher::v3::Response> {
-    let (user, device) = (&args.requester.user_id, args.requester.device_id.as_ref());
-    match args.request.action {
-        PusherAction::Post(post) => {
-            let device = device.map(|device| device.as_str());
-            api.pushers.set(user, device, &post.pusher, post.append).await?;
-        }
-        PusherAction::Delete(ids) => api.pushers.remove(user, &ids).await?,
-        _ => return Err(ApiError::bad_json("This is no pusher")),
-    }
-    Ok(set_pusher::v3::Response::new())
+async fn change_pusher(api: Api, args: Args<SetPusher>) -> ApiResult<JsonAnswer> {
+    let requester = &args.requester;
+    let device = requester.device_id.as_ref().map(|device| device.as_str());
+    api.pushers.change(&requester.user_id, device, &body(&args.json)?).await?;
+    Ok(JsonAnswer::empty())
 }
 
 impl From<PushRuleError> for ApiError {
@@ -206,7 +228,7 @@ impl From<PushRuleError> for ApiError {
             PushRuleError::Store(error) => ApiError::internal(error),
             PushRuleError::NotFound => ApiError::not_found("There is no such push rule"),
             PushRuleError::NoNeighbour => {
-                ApiError::custom(StatusCode::NOT_FOUND, "M_NOT_FOUND", "The other rule does not exist")
+                ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, "before/after rule not found")
             }
             PushRuleError::Invalid(why) => ApiError::invalid_param(why),
             PushRuleError::TooMany => ApiError::invalid_param("You have too many push rules"),
@@ -218,6 +240,8 @@ impl From<PusherError> for ApiError {
     fn from(error: PusherError) -> ApiError {
         match error {
             PusherError::Store(error) => ApiError::internal(error),
+            PusherError::Missing(_) => ApiError::missing_param(error),
+            PusherError::Type(_) => ApiError::bad_json(error),
             PusherError::Invalid(why) => ApiError::invalid_param(why),
         }
     }

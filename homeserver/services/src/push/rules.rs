@@ -1,0 +1,190 @@
+//! Asking a user's push rules about an event, with what they ask about the room and the user in it.
+//! <https://spec.matrix.org/v1.19/client-server-api/#push-rules>
+
+use crate::sync::unchanged;
+use crate::{Core, push_rules};
+use quick_cache::sync::Cache;
+use ruma::events::{AnySyncTimelineEvent, StateEventType, TimelineEventType};
+use ruma::power_levels::NotificationPowerLevels;
+use ruma::push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
+use ruma::room_version_rules::RoomPowerLevelsRules;
+use ruma::serde::Raw;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId};
+use std::sync::Arc;
+use waxwing_model::{Event, LogPosition, state_key};
+use waxwing_rooms::PowerLevels;
+use waxwing_rooms::client_json::{ClientEvent, Unsigned};
+use waxwing_storage::{Fact, LogRow, StoreResult};
+
+/// Rooms of which is kept what rules ask about them.
+const FACTS: usize = 10_000;
+/// Users whose rules are kept.
+const USERS: usize = 20_000;
+
+/// An event as rules look at it.
+pub(crate) fn flattened(event: &Event) -> FlattenedJson {
+    let raw: Raw<AnySyncTimelineEvent> =
+        Raw::from_json(ClientEvent::new(event).with_room(&Unsigned::default()));
+    FlattenedJson::from_raw(&raw)
+}
+
+/// What push rules ask about a room, the same for all of its users.
+pub(crate) struct Facts {
+    joined: UInt,
+    levels: Option<PushConditionPowerLevelsCtx>,
+}
+
+fn moves_facts(event: &Event) -> bool {
+    let kinds =
+        [TimelineEventType::RoomMember, TimelineEventType::RoomPowerLevels, TimelineEventType::RoomCreate];
+    event.is_state() && kinds.contains(&event.kind)
+}
+
+/// What rules ask about a room and a user in it.
+pub(crate) struct RuleContext {
+    facts: Arc<Facts>,
+    room: PushConditionRoomCtx,
+}
+
+impl RuleContext {
+    /// What the user's rules say about the event.
+    pub async fn actions<'a>(&self, rules: &'a Ruleset, event: &FlattenedJson) -> &'a [Action] {
+        if event.get_str("sender") == Some(self.room.user_id.as_str()) {
+            return &[];
+        }
+        for rule in rules {
+            if rule.applies(event, &self.room).await {
+                return rule.actions();
+            }
+        }
+        &[]
+    }
+}
+
+/// Push rules, and what they ask about rooms, kept while nothing says that they changed.
+pub struct Rules {
+    core: Core,
+    sets: Cache<OwnedUserId, (LogPosition, Arc<Ruleset>)>,
+    facts: Cache<OwnedRoomId, (LogPosition, Arc<Facts>)>,
+}
+
+impl Rules {
+    /// Over the database of `core`.
+    pub(crate) fn new(core: Core) -> Rules {
+        Rules { core, sets: Cache::new(USERS), facts: Cache::new(FACTS) }
+    }
+
+    /// The user's push rules at `upto`.
+    pub async fn of(&self, user: &UserId, upto: LogPosition) -> StoreResult<Arc<Ruleset>> {
+        if let Some((read, rules)) = self.sets.get(user)
+            && unchanged(&self.core, user, push_rules::KIND, read, upto)
+        {
+            self.sets.insert(user.to_owned(), (upto.max(read), Arc::clone(&rules)));
+            return Ok(rules);
+        }
+        let content = self.core.store.read().await?.account_data_load(user, None, push_rules::KIND).await?;
+        let rules = Arc::new(push_rules::parse(&self.core, user, content.as_deref()));
+        self.sets.insert(user.to_owned(), (upto, Arc::clone(&rules)));
+        Ok(rules)
+    }
+
+    /// What rules ask about the user in the room, at `upto`. `known`: what was asked for the same user and room
+    /// before, if the user's name there has not changed since.
+    pub(crate) async fn context(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        known: Option<RuleContext>,
+        upto: LogPosition,
+    ) -> StoreResult<RuleContext> {
+        let facts = self.facts(room, upto).await?;
+        match known {
+            Some(known) if Arc::ptr_eq(&known.facts, &facts) => Ok(known),
+            Some(known) => Ok(with_facts(known.room, facts)),
+            None => {
+                let member = self.core.store.read().await?.member_load(room, user).await?;
+                let name = member.and_then(|member| member.display_name);
+                Ok(named(user, room, name, facts))
+            }
+        }
+    }
+
+    /// The same for an event that rules cannot find the user's name in, because it has no words: nothing is read for
+    /// each user.
+    pub(crate) async fn context_for(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        event: &FlattenedJson,
+        upto: LogPosition,
+    ) -> StoreResult<RuleContext> {
+        if event.get_str("content.body").is_some() {
+            return self.context(user, room, None, upto).await;
+        }
+        let facts = self.facts(room, upto).await?;
+        Ok(named(user, room, None, facts))
+    }
+
+    /// The room's part of it, from memory while no row says that it changed.
+    async fn facts(&self, room: &RoomId, upto: LogPosition) -> StoreResult<Arc<Facts>> {
+        if let Some((read, facts)) = self.facts.get(room) {
+            let rows = self.core.store.tail().range_of_room(room, read, upto);
+            let moved = |row: &Arc<LogRow>| {
+                row.fact == Fact::State
+                    || row.fact == Fact::Event && row.event.as_ref().is_none_or(|it| moves_facts(&it.event))
+            };
+            if rows.is_some_and(|rows| !rows.iter().any(moved)) {
+                self.facts.insert(room.to_owned(), (upto.max(read), Arc::clone(&facts)));
+                return Ok(facts);
+            }
+        }
+        let facts = Arc::new(self.load_facts(room).await?);
+        self.facts.insert(room.to_owned(), (upto, Arc::clone(&facts)));
+        Ok(facts)
+    }
+
+    async fn load_facts(&self, room: &RoomId) -> StoreResult<Facts> {
+        let store = &self.core.store;
+        let mut conn = store.read().await?;
+        let counts = conn.member_counts(room).await?;
+        let joined =
+            counts.iter().find(|(membership, _)| membership == "join").map_or(0, |(_, count)| *count);
+        let mut facts = Facts { joined: UInt::new_saturating(joined as u64), levels: None };
+        let Some(row) = conn.room_load(room).await? else { return Ok(facts) };
+        let keys =
+            [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
+        let ids = store.state(&mut conn).get_many(row.state_root, &keys).await?;
+        drop(conn);
+        let wanted: Vec<OwnedEventId> = ids.iter().flatten().cloned().collect();
+        let events = store.events(&wanted).await?;
+        let event = |index: usize| {
+            let id = ids.get(index).and_then(Option::as_ref)?;
+            events.get(id).map(|stored| &*stored.event)
+        };
+        let Some(create) = event(0) else { return Ok(facts) };
+        let levels = PowerLevels::new(create, event(1), &row.version);
+        let (Ok(levels), Some(rules)) = (levels, row.version.rules()) else { return Ok(facts) };
+        let mut notifications = NotificationPowerLevels::default();
+        notifications.room = levels.notification_level("room");
+        let rules = RoomPowerLevelsRules::new(&rules.authorization, levels.creators().iter().cloned());
+        facts.levels = Some(PushConditionPowerLevelsCtx::new(
+            levels.users().clone(),
+            levels.users_default(),
+            notifications,
+            rules,
+        ));
+        Ok(facts)
+    }
+}
+
+fn named(user: &UserId, room: &RoomId, name: Option<String>, facts: Arc<Facts>) -> RuleContext {
+    let name = name.unwrap_or_else(|| user.localpart().to_owned());
+    let context = PushConditionRoomCtx::new(room.to_owned(), facts.joined, user.to_owned(), name);
+    with_facts(context, facts)
+}
+
+fn with_facts(mut room: PushConditionRoomCtx, facts: Arc<Facts>) -> RuleContext {
+    room.member_count = facts.joined;
+    room.power_levels.clone_from(&facts.levels);
+    RuleContext { facts, room }
+}
