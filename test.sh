@@ -156,6 +156,7 @@ else
     part "matrix-nio" clients nio
     part "matrix-js-sdk in Node" clients js
     part "matrix-js-sdk in a browser" clients browser
+    part "application service on mautrix-python" clients mautrix
     part "demo" demo
     part "Complement" complement
 fi

@@ -5,6 +5,7 @@
 #
 # The clients, all of them when none is named:
 #
+#   mautrix   an application service on mautrix-python with its own encryption, told everything by transactions
 #   nio       matrix-nio (Python) with libolm, and its newer release with vodozemac
 #   js        matrix-js-sdk with its Rust crypto, in Node
 #   browser   matrix-js-sdk with its Rust crypto and IndexedDB, on a page in Chromium
@@ -17,10 +18,10 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 readonly folder=$root/homeserver/tests/clients
 readonly cache=${XDG_CACHE_HOME:-$HOME/.cache}/waxwing/clients
-readonly all=(nio js browser)
+readonly all=(mautrix nio js browser)
 
 usage() {
-    sed -n '2,15s/^# \{0,1\}//p' "$0"
+    sed -n '2,16s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
@@ -94,6 +95,16 @@ if [[ ${1:-} == --audited ]]; then
     audited "${@:2}"
     exit
 fi
+
+client_mautrix() {
+    local place
+    python_environment mautrix "$folder/mautrix/requirements.txt"
+    place=$(mktemp -d)
+    "$python" "$folder/mautrix/scenario.py" register "$place"
+    WAXWING_TEST_SETTINGS="appservices=$place/registrations" \
+        scenario "$python" "$folder/mautrix/scenario.py" run "$place"
+    rm -rf "$place"
+}
 
 client_nio() {
     local version

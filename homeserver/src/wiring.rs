@@ -17,7 +17,7 @@ use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
-use waxwing_services::appservices::Appservices;
+use waxwing_services::appservices::{Appservices, Feeds, Link, Networks, Queries};
 use waxwing_services::backups::Backups;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
@@ -111,6 +111,17 @@ fn settings(config: &Config) -> Settings {
             thread_subscriptions: config.push.thread_subscriptions,
         },
     }
+}
+
+/// What application services are asked through.
+fn queries(config: &Config, appservices: &Arc<Appservices>) -> anyhow::Result<Queries> {
+    let unknown = config.plaintext_appservices.iter().find(|id| appservices.by_id(id).is_none());
+    if let Some(id) = unknown {
+        tracing::warn!(id, "plaintext_appservices names an application service that is not registered");
+    }
+    let link = Link::new(&extra_roots(config)?, &user_agent()).map_err(|error| anyhow::anyhow!(error));
+    let link = link.context("cannot set up requests to application services")?;
+    Ok(Queries::new(Arc::clone(appservices), link))
 }
 
 /// The part that speaks to other servers; none when federation is off.
@@ -257,8 +268,12 @@ impl App {
         accounts.create_appservice_senders().await?;
         let first_token = accounts.first_token().await?;
         let outgoing = outgoing(config, &core)?;
-        let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()));
+        let queries = queries(config, accounts.appservices())?;
+        let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()))
+            .with_appservices(queries.clone());
         let edus = edus(&core, outgoing.as_ref());
+        let feeds = Feeds::new(core.clone(), queries.clone(), edus.typing.clone(), edus.presence.clone());
+        feeds.prepare().await?;
         let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
         let sync = Sync::new(
             core.clone(),
@@ -282,6 +297,8 @@ impl App {
             limits: limits(config),
             account_data: AccountData::new(core.clone()),
             accounts: Arc::clone(&accounts),
+            feeds: feeds.clone(),
+            networks: Networks::new(core.clone(), queries),
             federation: federation.clone(),
             filters: Filters::new(core.clone()),
             notifications: Notifications::new(core.clone(), Arc::clone(sync.unread())),
@@ -305,6 +322,8 @@ impl App {
         });
         let client = waxwing_api::client_router(api.clone());
         let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
+        let told = stop.clone();
+        tasks.push(tokio::spawn(async move { feeds.run(told).await }));
         if let Some(push) = push {
             let stop = stop.clone();
             tasks.push(tokio::spawn(async move { push.run(stop).await }));

@@ -122,7 +122,9 @@ pub(crate) async fn receive(
 ) -> ApiResult<Received> {
     let (mut parts, body) = request.into_parts();
     let address = address(&parts);
-    if let Some(limited) = rules.limited.filter(|limited| limited.by_address()) {
+    if let Some(limited) = rules.limited.filter(|limited| limited.by_address())
+        && !is_unlimited(api, &parts)
+    {
         api.limits.check(limited, &address.to_string())?;
     }
     let requester = authenticate(api, scheme, rules, &parts).await?;
@@ -136,9 +138,18 @@ pub(crate) async fn receive(
     Ok(Received { parts, body, path, requester, address })
 }
 
+/// Whether an application service asks whose users the limits do not count for: it makes accounts by the hundred.
+fn is_unlimited(api: &Api, parts: &Parts) -> bool {
+    let Ok(Some(token)) = token(parts) else { return false };
+    let appservices = api.accounts.appservices();
+    appservices.by_token(&token).is_some_and(|appservice| !appservice.is_rate_limited_for_users())
+}
+
 /// One of the application services' own limits, or that of the account.
 fn count(api: &Api, limited: crate::limits::Limited, requester: &Requester) -> ApiResult<()> {
-    if requester.appservice.as_deref().is_some_and(|id| !api.accounts.appservices().is_rate_limited(id)) {
+    let appservices = api.accounts.appservices();
+    if requester.appservice.as_deref().is_some_and(|id| !appservices.is_rate_limited(id, &requester.user_id))
+    {
         return Ok(());
     }
     api.limits.check(limited, requester.user_id.as_str())
@@ -234,18 +245,34 @@ async fn authenticate(
     if let Some(requester) =
         crate::client::appservice::identify(api, &token, parts, scheme == Scheme::AppserviceOptional).await?
     {
+        allow(rules, &requester)?;
+        if requester.device_id.is_some() {
+            api.accounts.seen(&requester, address(parts), user_agent(parts));
+        }
         return Ok(Some(requester));
     }
     match scheme {
         // Clients send their old token along with a login; it means nothing there.
         Scheme::None | Scheme::AppserviceOptional => return Ok(None),
-        Scheme::Appservice => return Err(ApiError::unknown_token(false)),
+        Scheme::Appservice => {
+            api.accounts.authenticate(&token).await?;
+            return Err(ApiError::forbidden("Only application services may do that"));
+        }
         Scheme::Optional | Scheme::Required => {}
     }
     let requester = api.accounts.authenticate(&token).await?;
     allow(rules, &requester)?;
     api.accounts.seen(&requester, address(parts), user_agent(parts));
     Ok(Some(requester))
+}
+
+/// Why a request that only an application service may make is refused: it has no token, or that of someone else.
+pub(crate) fn no_appservice(parts: &Parts) -> ApiError {
+    match token(parts) {
+        Ok(Some(_)) => ApiError::unknown_token(false),
+        Ok(None) => ApiError::missing_token(),
+        Err(error) => error,
+    }
 }
 
 fn token(parts: &Parts) -> ApiResult<Option<String>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use waxwing_services::Core;
 use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
+use waxwing_services::appservices::{Feeds, Networks};
 use waxwing_services::backups::Backups;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::Federation;
@@ -38,6 +39,10 @@ pub struct Parts {
     pub account_data: AccountData,
     /// Accounts, devices, tokens.
     pub accounts: Arc<Accounts>,
+    /// What application services are told.
+    pub feeds: Feeds,
+    /// Other networks, by application services.
+    pub networks: Networks,
     /// Other servers; none when federation is off.
     pub federation: Option<Federation>,
     /// Stored filters.

@@ -10,7 +10,7 @@ statements! {
     USER_INSERT = "INSERT INTO users (user_id, password_hash, admin, guest, appservice, created_at) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (user_id) DO NOTHING";
     USER_PASSWORD = "UPDATE users SET password_hash = $2 WHERE user_id = $1";
     USER_STANDING = "UPDATE users SET admin = $2, guest = $3, locked = $4, suspended = $5, deactivated = $6 WHERE user_id = $1";
-    ANY_USER = "SELECT user_id FROM users WHERE NOT guest LIMIT 1";
+    ANY_USER = "SELECT user_id FROM users WHERE NOT guest AND appservice IS NULL LIMIT 1";
     DEVICES = "SELECT user_id, device_id, display_name, created_at, last_seen_at, last_seen_ip, user_agent FROM devices WHERE user_id = $1 ORDER BY created_at, device_id";
     DEVICE = "SELECT user_id, device_id, display_name, created_at, last_seen_at, last_seen_ip, user_agent FROM devices WHERE user_id = $1 AND device_id = $2";
     DEVICE_INSERT = "INSERT INTO devices (user_id, device_id, display_name, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (user_id, device_id) DO NOTHING";
@@ -104,7 +104,7 @@ impl Conn {
         }))
     }
 
-    /// Whether there is an account, guests aside.
+    /// Whether there is an account, those of guests and application services aside.
     pub async fn users_any(&mut self) -> StoreResult<bool> {
         let found: Option<(String,)> =
             on_engine!(self, |c| sqlx::query_as(ANY_USER).fetch_optional(c).await)?;

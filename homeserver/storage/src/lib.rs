@@ -8,6 +8,7 @@
 mod account_data;
 mod accounts;
 mod aliases;
+mod appservices;
 mod audit;
 mod backups;
 mod bus;
@@ -79,6 +80,7 @@ pub use tx::{Place, Slot, TransactionKey, Tx};
 pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("account_data", account_data::STATEMENTS),
     ("aliases", aliases::STATEMENTS),
+    ("appservices", appservices::STATEMENTS),
     ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
     ("cursors", cursors::STATEMENTS),

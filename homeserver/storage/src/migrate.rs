@@ -19,7 +19,8 @@ macro_rules! migrations {
 }
 
 /// In the order in which they are applied. Never change one that was released: add the next.
-pub(crate) const MIGRATIONS: &[Migration] = migrations![1 "0001_base", 20 "0020_push"];
+pub(crate) const MIGRATIONS: &[Migration] =
+    migrations![1 "0001_base", 20 "0020_push", 30 "0030_appservice_rooms"];
 
 const CREATE: &str =
     "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)";

@@ -11,6 +11,7 @@ use waxwing_model::LogPosition;
 statements! {
     LOAD = "SELECT position, content FROM to_device WHERE user_id = $1 AND device_id = $2 AND position > $3 AND position <= $4 ORDER BY position LIMIT $5";
     DELETE_UPTO = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3";
+    DELETE_ONE = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position = $3";
     DELETE_ALL = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2";
     DEVICES = "SELECT user_id, device_id FROM devices WHERE user_id IN ($list) ORDER BY user_id, device_id";
     SEEN = "INSERT INTO to_device_seen (sender, message_id, seen_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
@@ -87,6 +88,24 @@ impl crate::Tx {
             .execute(c)
             .await
             .map(|done| done.rows_affected()))?)
+    }
+
+    /// The message at this position goes: an application service is given it in another way.
+    pub async fn to_device_delete_one(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        position: LogPosition,
+    ) -> StoreResult<()> {
+        let conn = self.writing().await?;
+        on_engine!(conn, |c| sqlx::query(DELETE_ONE)
+            .bind(user.as_str())
+            .bind(device)
+            .bind(position.0)
+            .execute(c)
+            .await
+            .map(|_| ()))?;
+        Ok(())
     }
 
     /// The device is gone: what waits for it goes.

@@ -86,6 +86,11 @@ impl Raw {
         Raw { token: token.to_owned(), ..self.clone() }
     }
 
+    /// The same account at another node.
+    pub fn at(&self, base: &str) -> Raw {
+        Raw { base: base.to_owned(), ..self.clone() }
+    }
+
     pub async fn send(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).body(body);
         if !self.token.is_empty() {

@@ -21,6 +21,7 @@ macro_rules! in_each_shape {
     };
 }
 
+mod appservices;
 mod bad_input;
 mod coverage;
 mod endpoints;

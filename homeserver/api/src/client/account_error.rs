@@ -9,6 +9,7 @@ impl From<AccountError> for ApiError {
             AccountError::InvalidUsername(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidUsername),
             AccountError::UserInUse => (StatusCode::BAD_REQUEST, ErrorCode::UserInUse),
             AccountError::Exclusive => (StatusCode::BAD_REQUEST, ErrorCode::Exclusive),
+            AccountError::NotTheirs => (StatusCode::FORBIDDEN, ErrorCode::Exclusive),
             AccountError::GuestsClosed => (StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden),
             AccountError::BadRegistrationToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             AccountError::WeakPassword => (StatusCode::BAD_REQUEST, ErrorCode::WeakPassword),
@@ -26,7 +27,6 @@ impl From<AccountError> for ApiError {
             | AccountError::DeviceIdIsKey
             | AccountError::BadMac
             | AccountError::NotAdmin
-            | AccountError::NotTheirs
             | AccountError::Protected => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
             AccountError::BadRefreshToken => return ApiError::unknown_token(false),
             AccountError::Locked => return ApiError::locked(),

@@ -45,6 +45,7 @@ pub(super) async fn put(api: Api, received: Received) -> ApiResult<Response> {
     let args: Args<update_device::v3::Request> = typed(received)?;
     let user = &args.requester.user_id;
     let request = args.request;
+    // A device that is there is renamed, and one that is not is made.
     if args.requester.appservice.is_some() {
         let made = api.accounts.put_appservice_device(user, &request.device_id, request.display_name).await?;
         let mut response = answer(update_device::v3::Response::new())?;

@@ -2,7 +2,7 @@
 
 use super::uia;
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Args, Received};
+use crate::extract::{Args, Received, no_appservice};
 use crate::routes::answer;
 use crate::state::Api;
 use axum::response::Response;
@@ -97,7 +97,8 @@ pub(super) async fn login(api: Api, received: Received) -> ApiResult<Response> {
             api.accounts.login_with_token(token, wish).await?
         }
         "m.login.application_service" => {
-            let requester = received.requester.as_deref().ok_or_else(ApiError::missing_token)?;
+            let requester = received.requester.as_deref();
+            let requester = requester.ok_or_else(|| no_appservice(&received.parts))?;
             let id = requester.appservice.as_deref().unwrap_or_default();
             api.accounts.login_appservice(id, login.user()?, wish).await?
         }

@@ -17,6 +17,7 @@ mod register;
 mod registration_tokens;
 mod room;
 mod sync;
+mod thirdparty;
 mod threepids;
 mod to_device;
 pub(crate) mod uia;
@@ -43,6 +44,8 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(to_device::routes())
         .merge(backups::routes())
         .merge(directory::routes())
+        .merge(appservice::routes())
+        .merge(thirdparty::routes())
 }
 
 /// Accounts, logins, devices.

@@ -2,7 +2,7 @@
 
 use super::uia;
 use crate::error::{ApiError, ApiResult};
-use crate::extract::Args;
+use crate::extract::{Args, no_appservice};
 use crate::state::Api;
 use axum::Json;
 use axum::extract::State;
@@ -45,7 +45,7 @@ pub(super) async fn register(
             new = NewAccount { guest: true, session, ..NewAccount::default() };
         }
         (RegistrationKind::User, Some(LoginType::ApplicationService)) => {
-            let requester = args.requester.as_ref().ok_or_else(ApiError::missing_token)?;
+            let requester = args.requester.as_ref().ok_or_else(|| no_appservice(&args.parts))?;
             new.appservice = requester.appservice.as_deref().map(str::to_owned);
             new.username = Some(appservice_name(&api, request.username.as_deref())?);
             new.password = None;

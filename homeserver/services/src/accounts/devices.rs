@@ -1,6 +1,6 @@
 //! Devices: <https://spec.matrix.org/v1.19/client-server-api/#device-management>.
 
-use super::sessions::LONGEST_DEVICE_NAME;
+use super::sessions::{LONGEST_DEVICE_NAME, check_device_id, is_cross_signing_key};
 use super::{AccountError, Accounts};
 use crate::{Core, account_data, keys};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
@@ -82,12 +82,17 @@ impl Accounts {
 
     /// Makes a device without tokens for a user of an application service; false: it was there, and is renamed.
     /// <https://spec.matrix.org/v1.19/application-service-api/#device-management>
+    ///
+    /// # Errors
+    /// [`AccountError::InvalidDeviceId`], [`AccountError::DeviceIdIsKey`].
     pub async fn put_appservice_device(
         &self,
         user: &UserId,
         device: &DeviceId,
         name: Option<String>,
     ) -> Result<bool, AccountError> {
+        check_device_id(device)?;
+        let name: Option<String> = name.map(|name| name.chars().take(LONGEST_DEVICE_NAME).collect());
         let now = self.core.now();
         let (core, user, device) = (self.core.clone(), user.to_owned(), device.to_owned());
         self.core
@@ -95,8 +100,14 @@ impl Accounts {
             .write("device of an appservice", Vec::new(), move |tx| {
                 let (core, user, device, name) = (core.clone(), user.clone(), device.clone(), name.clone());
                 Box::pin(async move {
+                    if is_cross_signing_key(tx, &user, &device).await? {
+                        return Err(AccountError::DeviceIdIsKey);
+                    }
                     let made = tx.device_insert(&user, &device, name.as_deref(), now).await?;
-                    if !made && name.is_some() {
+                    if !made && name.is_none() {
+                        return Ok(false);
+                    }
+                    if !made {
                         tx.device_rename(&user, &device, name.as_deref()).await?;
                     }
                     keys::device_changed(&core, tx, &user, device.as_str()).await?;

@@ -52,7 +52,7 @@ impl Accounts {
     }
 
     /// The application services.
-    pub fn appservices(&self) -> &Appservices {
+    pub fn appservices(&self) -> &Arc<Appservices> {
         &self.appservices
     }
 }

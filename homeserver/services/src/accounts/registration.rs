@@ -203,7 +203,7 @@ impl Accounts {
         for appservice in self.appservices.all() {
             let new = NewAccount {
                 username: Some(appservice.sender.localpart().to_owned()),
-                appservice: Some(appservice.registration.id.clone()),
+                appservice: Some(appservice.id.to_string()),
                 ..NewAccount::default()
             };
             match self.create(new).await {

@@ -96,10 +96,10 @@ pub(super) struct NewSession {
 impl NewSession {
     pub fn new(core: &Core, wish: DeviceWish) -> Result<NewSession, AccountError> {
         let device_id = match wish.device_id {
-            Some(id) if id.as_str().is_empty() || id.as_str().len() > LONGEST_DEVICE_ID => {
-                return Err(AccountError::InvalidDeviceId);
+            Some(id) => {
+                check_device_id(&id)?;
+                id
             }
-            Some(id) => id,
             None => waxwing_model::device_id().into(),
         };
         let name = wish.display_name.map(|name| name.chars().take(LONGEST_DEVICE_NAME).collect());
@@ -127,9 +127,17 @@ impl NewSession {
     }
 }
 
+/// Whether a device may be called so.
+pub(super) fn check_device_id(id: &DeviceId) -> Result<(), AccountError> {
+    if id.as_str().is_empty() || id.as_str().len() > LONGEST_DEVICE_ID {
+        return Err(AccountError::InvalidDeviceId);
+    }
+    Ok(())
+}
+
 /// A device must not be called like a cross-signing key of its user, or signatures over the one could be taken for
 /// signatures over the other: <https://spec.matrix.org/v1.19/client-server-api/#cross-signing>.
-async fn is_cross_signing_key(tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
+pub(super) async fn is_cross_signing_key(tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
     let rows = tx.cross_signing_load(&[user.to_owned()]).await?;
     Ok(rows.iter().any(|row| {
         serde_json::from_str::<serde_json::Value>(&row.json)

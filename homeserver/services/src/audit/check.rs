@@ -48,15 +48,21 @@ pub(super) fn readable_event(json: &RawValue) -> (String, bool) {
     (kind, readable)
 }
 
+/// What people wrote in an application service's transaction.
 #[derive(Deserialize)]
 struct Transaction {
     #[serde(default)]
     events: Vec<Box<RawValue>>,
+    #[serde(default)]
+    to_device: Vec<Box<RawValue>>,
 }
 
-/// The events of an application service's transaction. None: it cannot be read.
-pub(super) fn transaction(json: &str) -> Option<Vec<Box<RawValue>>> {
-    serde_json::from_str(json).ok().map(|Transaction { events }| events)
+/// The type of each event and message to a device in an application service's transaction, and whether it is in the
+/// clear. None: it cannot be read.
+pub(super) fn transaction(json: &str) -> Option<Vec<(String, bool)>> {
+    let Transaction { events, to_device } = serde_json::from_str(json).ok()?;
+    let events = events.iter().map(|event| readable_event(event));
+    Some(events.chain(to_device.iter().map(|message| readable_to_device(message.get()))).collect())
 }
 
 #[derive(Deserialize)]

@@ -10,7 +10,7 @@ mod report;
 pub use report::{Finding, Report};
 
 use crate::PlaintextPolicy;
-use check::{is_readable_key, is_readable_secret, readable_edu, readable_event, readable_to_device};
+use check::{is_readable_key, is_readable_secret, readable_edu, readable_to_device};
 use report::{Place, id_of};
 use ruma::EventId;
 use serde::Serialize;
@@ -132,8 +132,7 @@ async fn appservices(store: &Store, report: &mut Report) -> Result<(), StoreErro
                 let id = id_of(&[appservice, &id.to_string()]);
                 report.find(Place::Appservices, "unreadable", &id, None);
             }
-            for event in transaction.into_iter().flatten() {
-                let (kind, readable) = readable_event(&event);
+            for (kind, readable) in transaction.into_iter().flatten() {
                 report.count(Place::Appservices, &kind);
                 if readable {
                     report.find(Place::Appservices, &kind, &id_of(&[appservice, &id.to_string()]), None);

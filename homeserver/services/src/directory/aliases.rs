@@ -13,7 +13,8 @@ impl Directory {
     /// The room that an alias points at, and servers that are in it. Aliases of other servers are asked for there.
     ///
     /// # Errors
-    /// [`DirectoryError::NotFound`]; [`DirectoryError::Unreachable`] when the other server does not answer.
+    /// [`DirectoryError::NotFound`]; [`DirectoryError::Unreachable`] when the other server does not answer,
+    /// [`DirectoryError::Silent`] when an application service does not.
     pub async fn resolve_alias(
         &self,
         alias: &RoomAliasId,
@@ -21,12 +22,24 @@ impl Directory {
         if alias.server_name() != self.core.server_name {
             return self.resolve_elsewhere(alias).await;
         }
+        let missing = DirectoryError::NotFound("room alias");
+        let room = self.local_alias(alias).await?.ok_or(missing)?;
         let mut conn = self.core.store.read().await?;
-        let room = conn.alias_load(alias).await?.ok_or(DirectoryError::NotFound("room alias"))?;
         let mut servers = conn.servers_in(&room).await?;
         servers.retain(|server| *server != self.core.server_name);
         servers.insert(0, self.core.server_name.clone());
         Ok((room, servers))
+    }
+
+    /// The room of an alias of this server; one that points at nothing may be made by an application service.
+    async fn local_alias(&self, alias: &RoomAliasId) -> Result<Option<OwnedRoomId>, DirectoryError> {
+        let found = self.core.store.read().await?.alias_load(alias).await?;
+        match (&found, &self.queries) {
+            (None, Some(queries)) if queries.alias(alias).await? => {
+                Ok(self.core.store.read().await?.alias_load(alias).await?)
+            }
+            _ => Ok(found),
+        }
     }
 
     async fn resolve_elsewhere(
@@ -55,10 +68,11 @@ impl Directory {
     /// Points a new alias of this server at a room that the user is in.
     ///
     /// # Errors
-    /// [`DirectoryError::AliasTaken`], [`DirectoryError::Forbidden`] for a room that the user is not in.
+    /// [`DirectoryError::AliasTaken`], [`DirectoryError::Exclusive`], [`DirectoryError::Forbidden`] for a room that the
+    /// user is not in.
     pub async fn create_alias(
         &self,
-        user: &UserId,
+        author: &Author,
         admin: bool,
         alias: &RoomAliasId,
         room: &RoomId,
@@ -69,6 +83,10 @@ impl Directory {
         if alias.as_str().len() > MAX_ALIAS {
             return Err(DirectoryError::InvalidParam("the alias is too long"));
         }
+        if !self.timeline.may_make_alias(author, alias) {
+            return Err(DirectoryError::Exclusive);
+        }
+        let user = &*author.user;
         {
             let mut conn = self.core.store.read().await?;
             if conn.room_load(room).await?.is_none() {
@@ -96,10 +114,11 @@ impl Directory {
     }
 
     /// Removes an alias of this server, and its mention in the room's canonical alias if the user may change that.
-    /// Its creator may, administrators, and whoever may set the room's canonical alias.
+    /// Its creator may, administrators, and whoever may set the room's canonical alias; of the aliases of an application
+    /// service, only that.
     ///
     /// # Errors
-    /// [`DirectoryError::NotFound`], [`DirectoryError::Forbidden`].
+    /// [`DirectoryError::NotFound`], [`DirectoryError::Exclusive`], [`DirectoryError::Forbidden`].
     pub async fn delete_alias(
         &self,
         author: &Author,
@@ -115,7 +134,10 @@ impl Directory {
             let room = conn.alias_load(alias).await?.ok_or(missing)?;
             (room, conn.alias_creator(alias).await?)
         };
-        let own = creator.as_deref() == Some(author.user.as_str());
+        if !admin && !self.timeline.may_make_alias(author, alias) {
+            return Err(DirectoryError::Exclusive);
+        }
+        let own = author.appservice.is_some() || creator.as_deref() == Some(author.user.as_str());
         if !own
             && !admin
             && !self.may_set(&author.user, &room, &TimelineEventType::RoomCanonicalAlias).await?

@@ -19,6 +19,12 @@ pub enum DirectoryError {
     /// A parameter has a value that it cannot have.
     #[error("{0}")]
     InvalidParam(&'static str),
+    /// The alias is reserved for an application service, or is not the application service's to make.
+    #[error("the alias is reserved for an application service")]
+    Exclusive,
+    /// An application service that may have the alias does not answer.
+    #[error(transparent)]
+    Silent(#[from] crate::appservices::QueryError),
     /// The alias points at a room already.
     #[error("the alias is taken")]
     AliasTaken,

@@ -1,10 +1,12 @@
 //! The public room list. <https://spec.matrix.org/v1.19/client-server-api/#published-room-directory>
 
 use super::{Directory, DirectoryError, Summary};
+use crate::appservices::of_instance;
 use ruma::api::federation::directory::get_public_rooms_filtered::v1 as remote;
 use ruma::directory::{Filter, PublicRoomsChunk, RoomNetwork};
 use ruma::events::TimelineEventType;
-use ruma::{OwnedServerName, RoomId, UInt, UserId};
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, UInt, UserId};
+use std::collections::BTreeSet;
 use waxwing_storage::{Fact, NewRow};
 
 /// Rooms of one page at most, and unless the client says otherwise.
@@ -103,14 +105,11 @@ impl Directory {
 
     /// A page of our own list: what federation gives others, too.
     pub async fn list_here(&self, query: &PublicRoomsQuery) -> Result<PublicRooms, DirectoryError> {
-        if let RoomNetwork::ThirdParty(_) = query.network {
-            return Ok(PublicRooms::default());
-        }
         let at = offset(query.since.as_deref())?;
         let limit = query.limit.map_or(DEFAULT_LIMIT, |limit| {
             usize::try_from(u64::from(limit)).unwrap_or(MAX_LIMIT).min(MAX_LIMIT)
         });
-        let rooms = self.core.store.read().await?.rooms_published().await?;
+        let rooms = self.rooms_of(&query.network).await?;
         let mut found = Vec::new();
         for room in rooms {
             if let Some(summary) = self.summary_here(&room).await?
@@ -133,6 +132,24 @@ impl Directory {
             prev: (at > 0).then(|| format!("p{}", at.saturating_sub(limit))),
             total: UInt::try_from(total).ok(),
         })
+    }
+
+    /// The rooms in the list of a network: ours, one of an application service, or all together.
+    async fn rooms_of(&self, network: &RoomNetwork) -> Result<BTreeSet<OwnedRoomId>, DirectoryError> {
+        let mut conn = self.core.store.read().await?;
+        let mut rooms = BTreeSet::new();
+        if let RoomNetwork::ThirdParty(instance) = network {
+            let Some(queries) = &self.queries else { return Ok(rooms) };
+            if let Some((id, network)) = of_instance(queries.appservices(), instance) {
+                rooms.extend(conn.appservice_rooms(&id, network).await?);
+            }
+            return Ok(rooms);
+        }
+        rooms.extend(conn.rooms_published().await?);
+        if *network == RoomNetwork::All {
+            rooms.extend(conn.appservice_rooms_all().await?);
+        }
+        Ok(rooms)
     }
 
     /// Whether the room is in the list.

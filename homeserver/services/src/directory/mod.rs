@@ -14,6 +14,7 @@ pub use listing::{PublicRooms, PublicRoomsQuery};
 pub use summary::Summary;
 
 use crate::Core;
+use crate::appservices::Queries;
 use crate::timeline::Timeline;
 use quick_cache::sync::Cache;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub struct Directory {
     core: Core,
     timeline: Timeline,
     client: Option<Client>,
+    queries: Option<Queries>,
     /// What the state at a root says of its room. A root names its content, so nothing here can be wrong.
     facts: Arc<Cache<NodeId, Arc<Facts>>>,
     /// What other servers say of spaces, for a moment: a client pages through the same answers.
@@ -37,9 +39,11 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Over the database of `core`; `client` asks other servers (none without federation).
+    /// Over the database of `core`; `client` asks other servers (none without federation). Application services are
+    /// asked as `timeline` does.
     pub fn new(core: Core, timeline: Timeline, client: Option<Client>) -> Directory {
         let facts = Arc::new(Cache::new(SUMMARIES));
-        Directory { core, timeline, client, facts, remote: hierarchy::remote_cache() }
+        let queries = timeline.queries.clone();
+        Directory { core, timeline, client, queries, facts, remote: hierarchy::remote_cache() }
     }
 }

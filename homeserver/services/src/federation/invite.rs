@@ -60,6 +60,9 @@ impl Federation {
         if let Some(row) = &resident {
             self.check_acl(row, origin).await?;
         }
+        if let Err(error) = self.timeline.ask_for_user(&target).await {
+            tracing::info!(%error, "an invitation of a user who is not there");
+        }
         let verdict = self.wanted(&target, &pdu.event).await?;
         if verdict == InviteVerdict::Block {
             return Err(FederationError::InviteBlocked);

@@ -16,8 +16,16 @@ impl Federation {
         if alias.server_name() != self.core.server_name {
             return Err(FederationError::NotFound("alias"));
         }
+        let mut room = self.core.store.read().await?.alias_load(alias).await?;
+        if room.is_none()
+            && let Some(queries) = &self.timeline.queries
+            // One that does not answer is no reason to keep another server waiting again.
+            && queries.alias(alias).await.unwrap_or(false)
+        {
+            room = self.core.store.read().await?.alias_load(alias).await?;
+        }
+        let room = room.ok_or(FederationError::NotFound("alias"))?;
         let mut conn = self.core.store.read().await?;
-        let room = conn.alias_load(alias).await?.ok_or(FederationError::NotFound("alias"))?;
         let mut servers = conn.servers_in(&room).await?;
         // Ourselves first: we know the room best.
         servers.retain(|server| *server != self.core.server_name);

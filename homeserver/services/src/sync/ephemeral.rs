@@ -196,7 +196,8 @@ impl Build<'_> {
     }
 }
 
-fn presence_event(user: &UserId, presence: &Presence) -> Option<Box<RawValue>> {
+/// One user's presence as an event.
+pub(crate) fn presence_event(user: &UserId, presence: &Presence) -> Option<Box<RawValue>> {
     let mut content = Map::new();
     content.insert("presence".into(), presence.state.as_str().into());
     if let Some(words) = &presence.status_msg {
@@ -211,7 +212,7 @@ fn presence_event(user: &UserId, presence: &Presence) -> Option<Box<RawValue>> {
 
 /// One event for all receipts: event id → kind → user → data.
 /// <https://spec.matrix.org/v1.19/client-server-api/#mreceipt>
-fn receipt_event(receipts: &[ReceiptRow]) -> Option<Box<RawValue>> {
+pub(crate) fn receipt_event(receipts: &[ReceiptRow]) -> Option<Box<RawValue>> {
     if receipts.is_empty() {
         return None;
     }

@@ -24,6 +24,7 @@ pub mod unread;
 mod window;
 
 pub(crate) use account_data::{IgnoredUsers, unchanged};
+pub(crate) use ephemeral::{presence_event, receipt_event};
 pub use filter::SyncFilter;
 pub use response::{StateWanted, SyncResponse};
 pub use token::{BadToken, SyncToken};

@@ -62,6 +62,7 @@ impl Timeline {
     ///
     /// # Errors
     /// [`TimelineError::UnsupportedVersion`], [`TimelineError::RoomInUse`] for a taken alias,
+    /// [`TimelineError::Exclusive`] for one that is an application service's,
     /// [`TimelineError::InvalidRoomState`] when the parameters contradict the room's rules.
     pub async fn create_room(&self, wanted: CreateRoom) -> Result<OwnedRoomId, TimelineError> {
         let version =
@@ -72,7 +73,11 @@ impl Timeline {
         if wanted.invite.len() > MAX_INVITES || wanted.initial_state.len() > MAX_INITIAL_STATE {
             return Err(TimelineError::InvalidParam("too many invitations or state events".to_owned()));
         }
+        if wanted.alias.as_ref().is_some_and(|alias| !self.may_make_alias(&wanted.author, alias)) {
+            return Err(TimelineError::Exclusive);
+        }
         for user in wanted.invite.iter().filter(|user| self.core.is_local(user)) {
+            self.ask_for_user(user).await?;
             self.invite_allowed(&wanted.author.user, user).await?;
         }
         let profile = super::membership::profile_content(&self.core, &wanted.author.user).await?;

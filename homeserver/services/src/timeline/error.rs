@@ -38,6 +38,12 @@ pub enum TimelineError {
     /// The alias is taken.
     #[error("this room alias is already in use")]
     RoomInUse,
+    /// The alias is reserved for an application service, or is not the application service's to make.
+    #[error("this room alias is reserved for an application service")]
+    Exclusive,
+    /// An application service that may have the invited user does not answer.
+    #[error(transparent)]
+    Silent(#[from] crate::appservices::QueryError),
     /// The alias does not point at this room, or is malformed.
     #[error("{0}")]
     BadAlias(String),

@@ -24,7 +24,8 @@ pub use membership::Removal;
 pub use send::Repeatable;
 
 use crate::Core;
-use ruma::{OwnedUserId, RoomId};
+use crate::appservices::Queries;
+use ruma::{OwnedUserId, RoomAliasId, RoomId, UserId};
 use waxwing_federation::remote::RemoteMemberships;
 use waxwing_rooms::sealed::{Plaintext, SealPolicy};
 
@@ -49,13 +50,40 @@ impl Author {
 pub struct Timeline {
     pub(crate) core: Core,
     pub(crate) remote: Option<RemoteMemberships>,
+    pub(crate) queries: Option<Queries>,
 }
 
 impl Timeline {
     /// Over the database of `core`; `remote` makes memberships in rooms that only other servers are in (none without
     /// federation).
     pub fn new(core: Core, remote: Option<RemoteMemberships>) -> Timeline {
-        Timeline { core, remote }
+        Timeline { core, remote, queries: None }
+    }
+
+    /// Asks application services for users that are invited and are not there.
+    #[must_use]
+    pub fn with_appservices(mut self, queries: Queries) -> Timeline {
+        self.queries = Some(queries);
+        self
+    }
+
+    /// Before a user is invited: one of this server who is not there may be made by an application service.
+    /// <https://spec.matrix.org/v1.19/application-service-api/#querying>
+    ///
+    /// # Errors
+    /// [`TimelineError::Silent`].
+    pub(crate) async fn ask_for_user(&self, user: &UserId) -> Result<(), TimelineError> {
+        let Some(queries) = self.queries.as_ref().filter(|_| self.core.is_local(user)) else { return Ok(()) };
+        if self.core.store.read().await?.user_load(user).await?.is_none() {
+            queries.user(user).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the author may make this alias.
+    pub(crate) fn may_make_alias(&self, author: &Author, alias: &RoomAliasId) -> bool {
+        let Some(queries) = &self.queries else { return true };
+        queries.appservices().may_use_alias(author.appservice.as_deref(), alias)
     }
 
     /// What sealing demands of this author in this room.

@@ -20,8 +20,8 @@ pub(super) async fn create(
     args: Args<create_alias::v3::Request>,
 ) -> ApiResult<create_alias::v3::Response> {
     let (request, requester) = (&args.request, &args.requester);
-    let user = &requester.user_id;
-    api.directory.create_alias(user, requester.is_admin, &request.room_alias, &request.room_id).await?;
+    let author = author(requester);
+    api.directory.create_alias(&author, requester.is_admin, &request.room_alias, &request.room_id).await?;
     Ok(create_alias::v3::Response::new())
 }
 

@@ -27,6 +27,10 @@ impl From<TimelineError> for ApiError {
             TimelineError::RoomInUse => {
                 ApiError::new(bad, ErrorCode::RoomInUse, "This room alias is already in use")
             }
+            TimelineError::Exclusive => ApiError::new(bad, ErrorCode::Exclusive, error),
+            TimelineError::Silent(error) => {
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Unknown, error)
+            }
             TimelineError::BadAlias(why) => ApiError::new(bad, ErrorCode::BadAlias, why),
             TimelineError::BadState(why) => ApiError::new(bad, ErrorCode::BadState, why),
             TimelineError::StillIn => {
