@@ -260,6 +260,28 @@ async fn write_seen(accounts: Arc<Accounts>, stop: CancellationToken) {
     }
 }
 
+/// Starts what runs beside requests.
+fn run_beside(
+    stop: &CancellationToken,
+    accounts: Arc<Accounts>,
+    feeds: Feeds,
+    push: Option<Push>,
+    federation: Option<Federation>,
+) -> Vec<JoinHandle<()>> {
+    let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
+    let told = stop.clone();
+    tasks.push(tokio::spawn(async move { feeds.run(told).await }));
+    if let Some(push) = push {
+        let stop = stop.clone();
+        tasks.push(tokio::spawn(async move { push.run(stop).await }));
+    }
+    if let Some(federation) = federation {
+        let stop = stop.clone();
+        tasks.push(tokio::spawn(async move { federation.run(stop).await }));
+    }
+    tasks
+}
+
 impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
     pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
@@ -321,17 +343,7 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
-        let told = stop.clone();
-        tasks.push(tokio::spawn(async move { feeds.run(told).await }));
-        if let Some(push) = push {
-            let stop = stop.clone();
-            tasks.push(tokio::spawn(async move { push.run(stop).await }));
-        }
-        if let Some(federation) = federation {
-            let stop = stop.clone();
-            tasks.push(tokio::spawn(async move { federation.run(stop).await }));
-        }
+        let tasks = run_beside(&stop, accounts, feeds, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }
