@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use url::Url;
 use waxwing_model::Clock;
 
-use crate::discovery::{Discovery, DiscoveryConfig, fetch_following_redirects};
+use crate::discovery::{Discovery, DiscoveryConfig, call_web, fetch_following_redirects};
 use crate::net::{
     AddressPolicy, Connector, Dns, GuardedDns, HttpClient, TlsError, client_config, http_client,
 };
@@ -37,6 +37,21 @@ pub struct Request {
     pub body: Option<Bytes>,
     /// The `Authorization` header.
     pub authorization: Option<String>,
+    /// From sending to the head of the response.
+    pub timeout: Duration,
+}
+
+/// A request to a web server that is no Matrix server: an identity server.
+#[derive(Clone)]
+pub struct WebRequest {
+    /// The method.
+    pub method: Method,
+    /// Where; only `https` is called.
+    pub url: Url,
+    /// The JSON body.
+    pub body: Option<Bytes>,
+    /// The access token for the server.
+    pub bearer: Option<String>,
     /// From sending to the head of the response.
     pub timeout: Duration,
 }
@@ -95,6 +110,8 @@ pub trait Transport: Send + Sync + 'static {
     async fn send(&self, request: Request) -> Result<Response, TransportError>;
     /// Fetches a public document, unsigned, following a few redirects: media that a server keeps elsewhere.
     async fn fetch(&self, url: &Url, timeout: Duration) -> Result<Response, TransportError>;
+    /// Calls a web server that is no Matrix server. Never follows a redirect: the token is for this server only.
+    async fn call(&self, request: WebRequest) -> Result<Response, TransportError>;
 }
 
 /// What the real transport is told by the configuration.
@@ -181,6 +198,13 @@ impl Transport for HttpTransport {
     async fn fetch(&self, url: &Url, timeout: Duration) -> Result<Response, TransportError> {
         let fetching = fetch_following_redirects(&self.http, &self.connector, url.clone());
         let response = tokio::time::timeout(timeout, fetching).await.map_err(|_| TransportError::Timeout)?;
+        response.map(into_response).map_err(|error| TransportError::Connection(describe(&error)))
+    }
+
+    async fn call(&self, request: WebRequest) -> Result<Response, TransportError> {
+        let timeout = request.timeout;
+        let calling = call_web(&self.http, &self.connector, &self.user_agent, request);
+        let response = tokio::time::timeout(timeout, calling).await.map_err(|_| TransportError::Timeout)?;
         response.map(into_response).map_err(|error| TransportError::Connection(describe(&error)))
     }
 }

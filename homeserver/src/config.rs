@@ -71,6 +71,8 @@ settings! {
         password: Password = Password::default();
         /// Where clients and servers that only know the server name find this server.
         well_known: WellKnown = WellKnown::default();
+        /// Calls of several people.
+        rtc: Rtc = Rtc::default();
         /// Log lines, written to standard error.
         log: Log = Log::default();
     }
@@ -171,6 +173,13 @@ settings! {
         client: Option<Url> = None, example r#""https://matrix.example.org/""#;
         /// What `/.well-known/matrix/server` gives. Unset: the file is not served.
         server: Option<String> = None, example r#""matrix.example.org:443""#;
+    }
+
+    /// Calls of several people (MatrixRTC).
+    Rtc {
+        /// Where clients get into calls: the authorisation services of LiveKit servers (`lk-jwt-service`), in the order
+        /// in which clients shall try them. Empty: clients find no place for calls here.
+        livekit_service_urls: Vec<Url> = Vec::new();
     }
 
     /// Log lines.

@@ -19,6 +19,7 @@ use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::{Appservices, Feeds, Link, Networks, Queries};
 use waxwing_services::backups::Backups;
+use waxwing_services::delayed::Delayed;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::filters::Filters;
@@ -34,10 +35,13 @@ use waxwing_services::push::{GatewaySettings, Gateways, Push};
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
+use waxwing_services::relationships::Relationships;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::search::Search;
 use waxwing_services::sync::{Sync, Unread};
+use waxwing_services::third_party::ThirdParty;
+use waxwing_services::thread_subscriptions::ThreadSubscriptions;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -243,6 +247,12 @@ fn well_known(config: &Config) -> WellKnown {
     WellKnown {
         client: client.map(|url| url.as_str().trim_end_matches('/').to_owned()),
         server: config.well_known.server.clone(),
+        livekit_service_urls: config
+            .rtc
+            .livekit_service_urls
+            .iter()
+            .map(|url| url.as_str().trim_end_matches('/').to_owned())
+            .collect(),
     }
 }
 
@@ -265,6 +275,7 @@ fn run_beside(
     stop: &CancellationToken,
     accounts: Arc<Accounts>,
     feeds: Feeds,
+    delayed: Delayed,
     push: Option<Push>,
     federation: Option<Federation>,
 ) -> Vec<JoinHandle<()>> {
@@ -275,6 +286,10 @@ fn run_beside(
         let stop = stop.clone();
         tasks.push(tokio::spawn(async move { push.run(stop).await }));
     }
+    tasks.push(tokio::spawn({
+        let stop = stop.clone();
+        async move { delayed.run(stop).await }
+    }));
     if let Some(federation) = federation {
         let stop = stop.clone();
         tasks.push(tokio::spawn(async move { federation.run(stop).await }));
@@ -311,7 +326,9 @@ impl App {
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
         let media = media(config, &core, client.clone())?;
+        let delayed = Delayed::new(core.clone(), timeline.clone());
         let reader = RoomReader::new(core.clone(), history, client.clone());
+        let third_party = ThirdParty::new(core.clone(), timeline.clone(), client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client);
         let api = Api::new(Parts {
             core: core.clone(),
@@ -322,14 +339,18 @@ impl App {
             feeds: feeds.clone(),
             networks: Networks::new(core.clone(), queries),
             federation: federation.clone(),
+            delayed: delayed.clone(),
             filters: Filters::new(core.clone()),
             notifications: Notifications::new(core.clone(), Arc::clone(sync.unread())),
             people: People::new(core.clone()),
+            relationships: Relationships::new(core.clone(), reader.clone(), federation.clone()),
             reports: Reports::new(core.clone()),
             search: Search::new(core.clone()),
             profiles,
             push_rules: PushRules::new(core.clone()),
             pushers: Pushers::new(core.clone()),
+            third_party,
+            thread_subscriptions: ThreadSubscriptions::new(core.clone(), reader.clone()),
             timeline,
             media,
             reader,
@@ -343,7 +364,7 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks = run_beside(&stop, accounts, feeds, push, federation);
+        let tasks = run_beside(&stop, accounts, feeds, delayed, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

@@ -3,17 +3,19 @@
 //! Where exact PDUs matter they stay raw JSON; elsewhere ruma's types. Answers are hostile until proven otherwise: all
 //! are bounded in time and size, and nothing in them is verified here.
 
+mod identity;
 mod media;
 mod membership;
 mod multipart;
 mod queries;
 mod rooms;
 
+pub use identity::{IdentityKey, IdentityServer, StoreInvite, StoredInvite};
 pub use media::{MediaError, RemoteMedia, ThumbnailQuery};
 pub use membership::{InviteRequest, SendJoin, Template};
 pub use multipart::MultipartError;
 pub(crate) use queries::KeyCriteria;
-pub use rooms::{StateIds, WholeState};
+pub use rooms::{Related, StateIds, WholeState};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};

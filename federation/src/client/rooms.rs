@@ -45,6 +45,17 @@ struct Pdus {
     auth_chain: Vec<Box<RawValue>>,
 }
 
+/// What another server answers about the relations of an event (MSC2836).
+#[derive(Debug, Deserialize)]
+pub struct Related {
+    /// Events around it.
+    #[serde(default)]
+    pub events: Vec<Box<RawValue>>,
+    /// What authorises them.
+    #[serde(default)]
+    pub auth_chain: Vec<Box<RawValue>>,
+}
+
 #[derive(Deserialize)]
 struct Events {
     #[serde(default)]
@@ -181,6 +192,19 @@ impl Client {
         let call = Call::new(destination, Method::POST, path).body(&body).limit(LIST_BODY);
         let answer: Events = self.json(call).await?;
         Ok(answer.events.into_iter().take(limit).collect())
+    }
+
+    /// `POST unstable/event_relationships` (MSC2836): events around one, by what they relate to.
+    pub async fn event_relationships(
+        &self,
+        destination: &ServerName,
+        query: &RawValue,
+    ) -> Result<Related, ClientError> {
+        let path = path(&["_matrix", "federation", "unstable", "event_relationships"]);
+        let call = Call::new(destination, Method::POST, path).body(query).limit(LIST_BODY);
+        let mut related: Related = self.json(call).await?;
+        related.events.truncate(MAX_EVENTS);
+        Ok(related)
     }
 
     /// `GET /timestamp_to_event/{roomId}`.

@@ -13,7 +13,7 @@ use waxwing_model::Clock;
 use crate::net::{DnsError, GuardedDns, Host, HttpClient, Route, Target, split_port};
 use well_known::WellKnownCache;
 
-pub(crate) use well_known::fetch_following_redirects;
+pub(crate) use well_known::{call_web, fetch_following_redirects};
 
 /// Servers whose route is remembered.
 const ROUTES: u64 = 20_000;

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, HOST, LOCATION};
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, LOCATION, USER_AGENT};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -12,6 +12,7 @@ use url::Url;
 use waxwing_model::Clock;
 
 use crate::net::{Connector, Host, HttpClient, Route, Target};
+use crate::transport::WebRequest;
 
 /// The document is a line of JSON.
 const MAX_BODY: usize = 50 * 1024;
@@ -194,6 +195,31 @@ pub(crate) async fn fetch_following_redirects(
         url = location.and_then(|text| url.join(text).ok()).ok_or(FetchError::Location)?;
     }
     Err(FetchError::Redirects)
+}
+
+/// Calls a web server once, with a token for it; the private-address guard holds here, too.
+pub(crate) async fn call_web(
+    http: &HttpClient,
+    connector: &Connector,
+    user_agent: &str,
+    request: WebRequest,
+) -> Result<Response<Incoming>, FetchError> {
+    let (route, host_header) = web_route(&request.url).ok_or(FetchError::Scheme)?;
+    connector.learn(&route);
+    let query = request.url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut builder = http::Request::builder()
+        .method(request.method)
+        .uri(format!("https://{}{}{query}", route.authority, request.url.path()))
+        .header(HOST, host_header)
+        .header(USER_AGENT, user_agent)
+        .header(ACCEPT, "application/json");
+    if let Some(token) = request.bearer {
+        builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    if request.body.is_some() {
+        builder = builder.header(CONTENT_TYPE, "application/json");
+    }
+    Ok(http.request(builder.body(Full::new(request.body.unwrap_or_default()))?).await?)
 }
 
 /// The route of an ordinary web address, and its `Host` header. The authority always carries a port: the routes of

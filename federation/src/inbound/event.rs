@@ -68,7 +68,7 @@ impl RoomWork<'_> {
             Box::pin(self.fill_gap(&event)).await?;
             missing = self.missing_prev_events(&event).await?;
             if !missing.is_empty() {
-                return Err(Trouble::dropped("prev_events are unknown and could not be fetched"));
+                return Err(Trouble::Stranded("prev_events are unknown and could not be fetched"));
             }
         }
         // The state first: at a gap it is asked for with its auth chain, which usually brings the auth events too.

@@ -65,8 +65,8 @@ impl RoomWork<'_> {
             match Box::pin(self.receive(event, source)).await {
                 Ok(()) => taken += 1,
                 Err(Trouble::Port(error)) => return Err(error),
-                Err(Trouble::Dropped(reason)) => {
-                    tracing::info!(room = %self.room, event = %id, reason, "a fetched event is dropped");
+                Err(trouble @ (Trouble::Dropped(_) | Trouble::Stranded(_))) => {
+                    tracing::info!(room = %self.room, event = %id, %trouble, "a fetched event is dropped");
                     lost.insert(id);
                 }
             }

@@ -32,6 +32,8 @@ use crate::ports::{EduSink, PortError, Timeline};
 use event::{RoomWork, Source};
 use locks::RoomLocks;
 
+/// Events of an auth chain that are looked at.
+const MAX_AUTH_CHAIN: usize = 10_000;
 /// Answers to transactions kept for repetitions. A sender repeats within minutes, one transaction at a time.
 const REPLAYS: u64 = 10_000;
 const REPLAY_TTL: Duration = Duration::from_mins(30);
@@ -45,6 +47,9 @@ pub(crate) enum Trouble {
     /// It is not accepted in any form.
     #[error("{0}")]
     Dropped(String),
+    /// What it follows cannot be had: nothing is wrong with it, and its sender can do nothing about it.
+    #[error("{0}")]
+    Stranded(&'static str),
 }
 
 impl Trouble {
@@ -57,6 +62,7 @@ impl Trouble {
         match self {
             Trouble::Port(_) => "internal error".into(),
             Trouble::Dropped(reason) => reason.clone(),
+            Trouble::Stranded(reason) => (*reason).to_owned(),
         }
     }
 }
@@ -149,6 +155,31 @@ impl Inbound {
         Ok(id)
     }
 
+    /// Keeps events that another server gave about the relations of one (MSC2836), with what authorises them, outside the
+    /// timeline. Gives the ids of `events` in their order; none for those that failed a check.
+    pub async fn related(
+        &self,
+        room: &RoomId,
+        origin: &ServerName,
+        events: Vec<Box<serde_json::value::RawValue>>,
+        auth_chain: Vec<Box<serde_json::value::RawValue>>,
+    ) -> Result<Vec<Option<OwnedEventId>>, PortError> {
+        let context = &*self.context;
+        let Some(version) = context.timeline.room_version(room).await? else {
+            return Ok(vec![None; events.len()]);
+        };
+        let ids: Vec<Option<OwnedEventId>> = events
+            .iter()
+            .map(|json| parse::parse_old(json, room, &version).ok().map(|pdu| pdu.event.event_id))
+            .collect();
+        let _turn = context.rooms.enter_patiently(room).await;
+        let work = RoomWork { context, origin, room, version: &version };
+        let all = auth_chain.into_iter().take(MAX_AUTH_CHAIN).chain(events).collect();
+        let verified = work.parse_and_verify(all, Source::Pulled).await?;
+        work.store_outliers(verified).await?;
+        Ok(ids)
+    }
+
     /// Fetches history before `from` (backward extremities) from the first of `servers` that has some. Gives how many
     /// events came.
     pub async fn backfill(
@@ -174,7 +205,7 @@ impl Inbound {
             let stored = match work.take_history(events).await {
                 Ok(stored) => stored,
                 Err(Trouble::Port(error)) => return Err(error),
-                Err(Trouble::Dropped(_)) => 0,
+                Err(Trouble::Dropped(_) | Trouble::Stranded(_)) => 0,
             };
             if stored > 0 {
                 return Ok(stored);

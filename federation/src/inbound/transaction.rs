@@ -189,7 +189,11 @@ impl Inbound {
             if let Err(trouble) = &outcome {
                 tracing::info!(%origin, %room, event = %id, %trouble, "an event is not taken");
             }
-            let outcome = outcome.map_err(|trouble| trouble.to_remote());
+            // An error says that the event is bad; one that is only out of reach is not.
+            let outcome = match outcome {
+                Err(Trouble::Stranded(_)) => Ok(()),
+                other => other.map_err(|trouble| trouble.to_remote()),
+            };
             if let Some(entry) = results.iter_mut().find(|(known, _)| *known == id) {
                 entry.1 = outcome;
             }

@@ -66,7 +66,7 @@ impl RemoteMemberships {
         request: &JoinRequest,
     ) -> Result<JoinedRoom, RemoteError> {
         let (room, user) = (&request.room, &request.user);
-        let template = self.client.make_join(server, room, user, &version::SUPPORTED).await?;
+        let template = self.client.make_join(server, room, user, &version::joinable()).await?;
         let wanted = Membership {
             room: room.clone(),
             user: user.clone(),

@@ -44,7 +44,7 @@ impl RemoteMemberships {
         request: &KnockRequest,
     ) -> Result<KnockedRoom, RemoteError> {
         let (room, user) = (&request.room, &request.user);
-        let template = self.client.make_knock(server, room, user, &version::SUPPORTED).await?;
+        let template = self.client.make_knock(server, room, user, &version::joinable()).await?;
         let wanted = Membership {
             room: room.clone(),
             user: user.clone(),

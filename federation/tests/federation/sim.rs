@@ -20,7 +20,7 @@ use waxwing_federation::client::Client;
 use waxwing_federation::keys::{KeyRing, KeyRingConfig, OwnKeys};
 use waxwing_federation::ports::{KeyStore, PortResult, ServerKeyRecord};
 use waxwing_federation::signing::Identity;
-use waxwing_federation::transport::{Request, Response, Transport, TransportError};
+use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 use waxwing_model::{Clock, Event, StateKey};
 use waxwing_rooms::{AuthMap, EventDraft, KeyPair, PrevEvent, RoomContext};
 
@@ -69,6 +69,10 @@ impl Transport for Network {
     }
 
     async fn fetch(&self, _: &Url, _: Duration) -> Result<Response, TransportError> {
+        Err(TransportError::Connection("no web here".into()))
+    }
+
+    async fn call(&self, _: WebRequest) -> Result<Response, TransportError> {
         Err(TransportError::Connection("no web here".into()))
     }
 }
@@ -185,6 +189,7 @@ impl Resident {
             sender: self.user(local),
             redacts: None,
             origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::new_saturating(self.ts)),
+            sticky_ms: None,
         };
         let context = RoomContext {
             version: VERSION,

@@ -75,6 +75,8 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("PUT", "rooms/{room_id}/send/{event_type}/{txn_id}", Limited::Message),
     ("PUT", "rooms/{room_id}/state/{event_type}/{state_key}", Limited::Message),
     ("PUT", "rooms/{room_id}/redact/{event_id}/{txn_id}", Limited::Message),
+    ("POST", "org.matrix.msc4140/delayed_events/{delay_id}", Limited::Delayed),
+    ("POST", "org.matrix.msc4140/delayed_events/{delay_id}/{action}", Limited::Delayed),
     ("POST", "login", Limited::Login),
     ("POST", "refresh", Limited::Login),
     ("POST", "account/password", Limited::Login),

@@ -11,6 +11,10 @@ use std::time::Duration;
 /// How many checks pass between two clean-ups of keys that have nothing left to remember.
 const CLEAN_UP_EVERY: u32 = 10_000;
 
+/// Changes of events that wait, for each address: a heart-beat every few seconds from each device in a call, and an
+/// organisation may sit behind one address. Far too slow for guessing ids.
+const DELAYED: Rate = Rate { per_second: 50.0, burst: 200 };
+
 /// So many a second on the long run, so many at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -37,12 +41,14 @@ pub(crate) enum Limited {
     CreateRoom,
     /// Uploads, by account.
     Upload,
+    /// Changes of events that wait to be sent, by address: they need no token.
+    Delayed,
 }
 
 impl Limited {
     /// Whether it is counted by address, before anybody is known to be who they say.
     pub fn by_address(self) -> bool {
-        matches!(self, Limited::Login | Limited::Registration)
+        matches!(self, Limited::Login | Limited::Registration | Limited::Delayed)
     }
 }
 
@@ -85,6 +91,7 @@ pub struct Limits {
     invite: Option<Limit>,
     create_room: Option<Limit>,
     upload: Option<Limit>,
+    delayed: Option<Limit>,
     federation: Option<Limit>,
 }
 
@@ -125,6 +132,7 @@ impl Limits {
             invite: Limit::new(rates.invite),
             create_room: Limit::new(rates.create_room),
             upload: Limit::new(rates.upload),
+            delayed: Limit::new(DELAYED),
             federation: Limit::new(rates.federation),
         }
     }
@@ -142,6 +150,7 @@ impl Limits {
             Limited::Invite => &self.invite,
             Limited::CreateRoom => &self.create_room,
             Limited::Upload => &self.upload,
+            Limited::Delayed => &self.delayed,
         };
         limit.as_ref().map_or(Ok(()), |limit| limit.check(key))
     }

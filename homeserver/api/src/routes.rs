@@ -53,6 +53,14 @@ pub(crate) trait RouterExt: Sized {
         Fut: Future<Output = ApiResult<Response>> + Send + 'static;
 
     /// The same, and also without the last variable of the path, which is then empty: state keys.
+    fn untyped_empty_last<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static;
+
+    /// As [`RouterExt::ruma`], and also without the last variable of the path, which is then empty.
     fn ruma_empty_last<R, F, Fut>(self, handler: F) -> Self
     where
         R: IncomingRequest + Send + 'static,
@@ -112,15 +120,19 @@ impl RouterExt for Router<Api> {
         Fut: Future<Output = ApiResult<R::OutgoingResponse>> + Send,
     {
         let paths = all_paths::<R>();
-        let endpoint = Endpoint::of::<R>(&paths);
-        let run = run(handler);
-        let short = paths
-            .iter()
-            .filter_map(|path| path.rsplit_once('/'))
-            .flat_map(|(path, _)| [path.to_owned(), format!("{path}/")])
-            .collect();
-        let router = register(self, endpoint, paths, false, Arc::clone(&run));
-        register(router, endpoint, short, true, run)
+        register_empty_last(self, Endpoint::of::<R>(&paths), paths, &run(handler))
+    }
+
+    fn untyped_empty_last<R, F, Fut>(self, handler: F) -> Self
+    where
+        R: IncomingRequest,
+        R::Authentication: ClientAuth,
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static,
+    {
+        let paths = all_paths::<R>();
+        let run: Run = Arc::new(move |api, received| Box::pin(handler(api, received)));
+        register_empty_last(self, Endpoint::of::<R>(&paths), paths, &run)
     }
 }
 
@@ -198,6 +210,22 @@ fn register(
     paths
         .into_iter()
         .fold(router, |router, path| router.route(&neutral(&path), serve(endpoint, short, Arc::clone(&run))))
+}
+
+/// At these paths, and at those without their last variable.
+fn register_empty_last(
+    router: Router<Api>,
+    endpoint: Endpoint,
+    paths: Vec<String>,
+    run: &Run,
+) -> Router<Api> {
+    let short = paths
+        .iter()
+        .filter_map(|path| path.rsplit_once('/'))
+        .flat_map(|(path, _)| [path.to_owned(), format!("{path}/")])
+        .collect();
+    let router = register(router, endpoint, paths, false, Arc::clone(run));
+    register(router, endpoint, short, true, Arc::clone(run))
 }
 
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {

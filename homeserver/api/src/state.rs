@@ -7,6 +7,7 @@ use waxwing_services::account_data::AccountData;
 use waxwing_services::accounts::Accounts;
 use waxwing_services::appservices::{Feeds, Networks};
 use waxwing_services::backups::Backups;
+use waxwing_services::delayed::Delayed;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::Federation;
 use waxwing_services::filters::Filters;
@@ -19,10 +20,13 @@ use waxwing_services::profiles::Profiles;
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
+use waxwing_services::relationships::Relationships;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::RoomReader;
 use waxwing_services::search::Search;
 use waxwing_services::sync::Sync;
+use waxwing_services::third_party::ThirdParty;
+use waxwing_services::thread_subscriptions::ThreadSubscriptions;
 use waxwing_services::timeline::Timeline;
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
@@ -43,6 +47,8 @@ pub struct Parts {
     pub feeds: Feeds,
     /// Other networks, by application services.
     pub networks: Networks,
+    /// Events that are sent later.
+    pub delayed: Delayed,
     /// Other servers; none when federation is off.
     pub federation: Option<Federation>,
     /// Stored filters.
@@ -51,6 +57,8 @@ pub struct Parts {
     pub notifications: Notifications,
     /// Finding people.
     pub people: People,
+    /// Walking from event to event.
+    pub relationships: Relationships,
     /// Reports.
     pub reports: Reports,
     /// Finding messages.
@@ -71,6 +79,10 @@ pub struct Parts {
     pub sync: Sync,
     /// Finding rooms.
     pub directory: Directory,
+    /// Invitations by an address.
+    pub third_party: ThirdParty,
+    /// Threads that people follow.
+    pub thread_subscriptions: ThreadSubscriptions,
     /// Who types.
     pub typing: Typing,
     /// Who read what.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use waxwing_model::{Event, StateKey, state_key};
 
+use crate::owned;
 use crate::version::{self, UnknownVersion, rules_or_unknown};
 
 /// State by its keys, as far as it was loaded: all of [`state_to_load`] suffices.
@@ -102,6 +103,7 @@ pub fn check_state_dependent(
     state: &AuthMap,
 ) -> Result<(), AuthError> {
     let rules = rules_or_unknown(version)?;
+    owned::check(event, version, state)?;
     let view = PduView::new(event, false, version);
     state_res::check_state_dependent_auth_rules(&rules.authorization, &view, |kind, key| {
         let found = state.get(&(kind.clone(), key.to_owned()))?;
@@ -151,13 +153,21 @@ pub struct PduView<E> {
     has_room_id: bool,
     /// In place of the event's own, without those that can't be had.
     auth_events: Option<Vec<OwnedEventId>>,
+    /// In place of the event's own.
+    state_key: Option<String>,
 }
 
 impl<E: Borrow<Event>> PduView<E> {
     /// Wraps an event of a room of this version; `rejected` is what this server thought of it.
     pub fn new(event: E, rejected: bool, version: &RoomVersionId) -> PduView<E> {
         let has_room_id = has_room_id(event.borrow(), version);
-        PduView { event, rejected, has_room_id, auth_events: None }
+        let shown: &Event = event.borrow();
+        let state_key = shown
+            .state_key
+            .as_deref()
+            .filter(|_| version::has_owned_state(version))
+            .map(|key| owned::disguised(&shown.kind, key, version).into_owned());
+        PduView { event, rejected, has_room_id, auth_events: None, state_key }
     }
 
     pub(crate) fn with_auth_events(self, auth_events: Vec<OwnedEventId>) -> PduView<E> {
@@ -211,7 +221,7 @@ impl<E: Borrow<Event>> ResEvent for PduView<E> {
     }
 
     fn state_key(&self) -> Option<&str> {
-        self.event.borrow().state_key.as_deref()
+        self.state_key.as_deref().or_else(|| self.event.borrow().state_key.as_deref())
     }
 
     fn prev_events(&self) -> Box<dyn DoubleEndedIterator<Item = &OwnedEventId> + '_> {

@@ -35,6 +35,8 @@ pub struct EventDraft {
     pub redacts: Option<OwnedEventId>,
     /// When it was sent.
     pub origin_server_ts: MilliSecondsSinceUnixEpoch,
+    /// For how long it is sticky, milliseconds (MSC4354).
+    pub sticky_ms: Option<u32>,
 }
 
 /// One event that a new event follows.
@@ -234,6 +236,10 @@ fn proto_event(draft: EventDraft, context: &RoomContext) -> Result<CanonicalJson
     object.insert("content".to_owned(), content.into());
     object.insert("origin_server_ts".to_owned(), draft.origin_server_ts.get().into());
     object.insert("depth".to_owned(), UInt::new_saturating(depth).into());
+    if let Some(duration) = draft.sticky_ms {
+        let duration = [("duration_ms".to_owned(), CanonicalJsonValue::from(Int::from(duration)))];
+        object.insert("msc4354_sticky".to_owned(), CanonicalJsonValue::Object(duration.into()));
+    }
     if let Some(key) = draft.state_key {
         object.insert("state_key".to_owned(), key.into());
     }

@@ -6,7 +6,7 @@
 
 use ruma::MilliSecondsSinceUnixEpoch;
 use ruma::events::TimelineEventType;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt::Write;
 use waxwing_model::Event;
@@ -18,6 +18,8 @@ pub struct ClientEvent {
     open: String,
     /// `,"room_id":"…"`, for where clients can't tell the room from the place.
     room_id: String,
+    /// For how many milliseconds the event is sticky.
+    sticky: Option<u64>,
 }
 
 /// What `unsigned` says, all of it optional.
@@ -54,6 +56,30 @@ pub struct Unsigned<'a> {
     /// Stripped state of a knock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub knock_room_state: Option<&'a [Box<RawValue>]>,
+    /// For how many more milliseconds the event is sticky (MSC4354); set by [`ClientEvent`].
+    #[serde(rename = "msc4354_sticky_duration_ttl_ms", skip_serializing_if = "Option::is_none")]
+    pub sticky_ttl: Option<u64>,
+}
+
+/// The longest time for which an event is sticky, milliseconds: so says MSC4354.
+const MAX_STICKY: u64 = 3_600_000;
+
+/// For how many milliseconds an event is sticky, if it is one (MSC4354).
+pub fn sticky_duration(event: &Event) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Sticky {
+        msc4354_sticky: Duration,
+    }
+    #[derive(Deserialize)]
+    struct Duration {
+        duration_ms: u64,
+    }
+    // Hardly any event is: looking for the name is cheaper than parsing.
+    if !event.json.get().contains("\"msc4354_sticky\"") {
+        return None;
+    }
+    let sticky: Sticky = serde_json::from_str(event.json.get()).ok()?;
+    Some(sticky.msc4354_sticky.duration_ms.min(MAX_STICKY))
 }
 
 /// The age of an event at `now`, never negative.
@@ -87,9 +113,13 @@ impl ClientEvent {
         {
             push_text(&mut open, "redacts", redacts.as_str());
         }
+        let sticky = sticky_duration(event);
+        if let Some(duration) = sticky {
+            let _ = write!(open, r#","msc4354_sticky":{{"duration_ms":{duration}}}"#);
+        }
         let mut room_id = String::new();
         push_text(&mut room_id, "room_id", event.room_id.as_str());
-        ClientEvent { open, room_id }
+        ClientEvent { open, room_id, sticky }
     }
 
     /// The event without its room, as `/sync` has it.
@@ -111,7 +141,10 @@ impl ClientEvent {
         let mut text = String::with_capacity(self.open.len() + room_id.len() + 128);
         text.push_str(&self.open);
         text.push_str(room_id);
-        let unsigned = serde_json::to_string(unsigned).unwrap_or_default();
+        let age = unsigned.age.and_then(|age| u64::try_from(age).ok());
+        let sticky_ttl = self.sticky.and_then(|duration| Some(duration.saturating_sub(age?)));
+        let unsigned = Unsigned { sticky_ttl, ..*unsigned };
+        let unsigned = serde_json::to_string(&unsigned).unwrap_or_default();
         if unsigned.len() > "{}".len() {
             text.push_str(r#","unsigned":"#);
             text.push_str(&unsigned);
@@ -168,6 +201,19 @@ mod tests {
                 .get()
                 .ends_with(r#","room_id":"!r:x","unsigned":{"age":4,"transaction_id":"t"}}"#)
         );
+    }
+
+    #[test]
+    fn shows_for_how_long_an_event_is_sticky() {
+        let event = event(
+            r#"{"type":"m.x","sender":"@a:x","origin_server_ts":5,"depth":1,"prev_events":[],"auth_events":[],
+            "content":{},"msc4354_sticky":{"duration_ms":99999999}}"#,
+        );
+        assert_eq!(sticky_duration(&event), Some(MAX_STICKY));
+        let shown = ClientEvent::new(&event).for_sync(&Unsigned { age: Some(10), ..Default::default() });
+        let shown: serde_json::Value = serde_json::from_str(shown.get()).unwrap();
+        assert_eq!(shown["msc4354_sticky"]["duration_ms"], MAX_STICKY);
+        assert_eq!(shown["unsigned"]["msc4354_sticky_duration_ttl_ms"], MAX_STICKY - 10);
     }
 
     #[test]

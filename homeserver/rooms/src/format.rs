@@ -59,14 +59,16 @@ pub fn check(
 ) -> Result<(), FormatError> {
     let rules = rules_or_unknown(version)?;
     check_size(object)?;
-    let kind = required_string(object, "type")?;
+    // Servers counted characters before version 11; such events are part of old rooms, and what follows them too.
+    let characters = counts == Counts::Unlimited && !rules.authorization.use_room_create_sender;
+    let kind = text(object, "type", characters)?.ok_or(FormatError::Field("type"))?;
     required_string(object, "sender")?;
     let needs_room_id = kind != "m.room.create" || rules.event_format.require_room_create_room_id;
     let room_id = if needs_room_id { Some(required_string(object, "room_id")?) } else { None };
     if rules.event_format.require_event_id {
         required_string(object, "event_id")?;
     }
-    string(object, "state_key")?;
+    text(object, "state_key", characters)?;
     if !matches!(object.get("content"), Some(CanonicalJsonValue::Object(_))) {
         return Err(FormatError::Field("content"));
     }
@@ -100,9 +102,19 @@ fn within(count: usize, limit: usize, field: &'static str) -> Result<(), FormatE
 }
 
 fn string<'a>(object: &'a CanonicalJsonObject, field: &'static str) -> Result<Option<&'a str>, FormatError> {
+    text(object, field, false)
+}
+
+/// A field whose length is counted in bytes, or in characters.
+fn text<'a>(
+    object: &'a CanonicalJsonObject,
+    field: &'static str,
+    characters: bool,
+) -> Result<Option<&'a str>, FormatError> {
+    let length = |text: &str| if characters { text.chars().count() } else { text.len() };
     match object.get(field) {
         None => Ok(None),
-        Some(CanonicalJsonValue::String(text)) if text.len() <= MAX_FIELD_BYTES => Ok(Some(text)),
+        Some(CanonicalJsonValue::String(text)) if length(text) <= MAX_FIELD_BYTES => Ok(Some(text)),
         Some(CanonicalJsonValue::String(_)) => Err(FormatError::TooLong(field)),
         Some(_) => Err(FormatError::Field(field)),
     }
@@ -145,4 +157,26 @@ fn references<'a>(
         ids.push(id.as_str());
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn old_rooms_have_keys_of_255_characters_that_are_more_bytes() {
+        let event = |length: usize| -> CanonicalJsonObject {
+            serde_json::from_value(json!({
+                "type": "m.x", "state_key": "\u{1f4a5}".repeat(length), "sender": "@a:b", "room_id": "!r:b",
+                "content": {}, "depth": 1, "origin_server_ts": 1, "prev_events": [], "auth_events": [],
+            }))
+            .unwrap()
+        };
+        assert_eq!(check(&event(70), &RoomVersionId::V10, Counts::Unlimited), Ok(()));
+        let long = Err(FormatError::TooLong("state_key"));
+        assert_eq!(check(&event(256), &RoomVersionId::V10, Counts::Unlimited), long);
+        assert_eq!(check(&event(70), &RoomVersionId::V10, Counts::Limited), long);
+        assert_eq!(check(&event(70), &RoomVersionId::V11, Counts::Unlimited), long);
+    }
 }

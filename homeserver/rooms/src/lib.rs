@@ -14,6 +14,7 @@ pub mod client_json;
 pub mod format;
 pub mod invariants;
 pub mod key_pair;
+pub mod owned;
 pub mod parse;
 pub mod power;
 pub mod redact;

@@ -22,6 +22,7 @@ use waxwing_model::{Event, StateKey, state_key};
 use crate::auth::{Judged, PduView, create_event_id, state_to_load_for};
 use crate::auth_chain::{conflicted_subgraph, difference};
 use crate::invariants::resolution_is_sound;
+use crate::owned as owned_state;
 use crate::resolve_v1;
 use crate::version::rules_or_unknown;
 
@@ -229,7 +230,11 @@ impl Conflict<'_> {
             |_| Some(owned(&subgraph)),
         )
         .map_err(|error| Need::Impossible(error.to_string()))?;
-        Ok(resolved.into_iter().filter(|(key, _)| !self.agreed.contains_key(key)).collect())
+        Ok(resolved
+            .into_iter()
+            .map(|(key, id)| (owned_state::revealed(key, self.version), id))
+            .filter(|(key, _)| !self.agreed.contains_key(key))
+            .collect())
     }
 
     /// Everything that the algorithm will look at, and the agreed entries among that: the full conflicted set, its
@@ -351,7 +356,9 @@ impl Conflict<'_> {
         views: &HashMap<OwnedEventId, View>,
     ) -> Vec<state_res::StateMap<OwnedEventId>> {
         let usable = |(_, id): &(&StateKey, &OwnedEventId)| views.contains_key(*id);
-        let owned = |(key, id): (&StateKey, &OwnedEventId)| (key.clone(), id.clone());
+        let owned = |(key, id): (&StateKey, &OwnedEventId)| {
+            (owned_state::disguised_entry(key, self.version), id.clone())
+        };
         self.sides.iter().map(|side| side.iter().chain(agreed).filter(usable).map(owned).collect()).collect()
     }
 }

@@ -101,6 +101,7 @@ fn draft(kind: Kind, content: &str, state_key: Option<&str>) -> EventDraft {
         sender: alice(),
         redacts: None,
         origin_server_ts: MilliSecondsSinceUnixEpoch(uint!(1_700_000_000)),
+        sticky_ms: None,
     }
 }
 

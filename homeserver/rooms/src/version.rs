@@ -21,12 +21,27 @@ pub const SUPPORTED: [RoomVersionId; 12] = [
     RoomVersionId::V12,
 ];
 
+/// Experimental versions that it takes part in, too: versions 10 and 11 with state that belongs to users (MSC3757).
+pub const EXPERIMENTAL: [&str; 2] = ["org.matrix.msc3757.10", "org.matrix.msc3757.11"];
+
+/// Every version that this server can join a room of.
+pub fn joinable() -> Vec<RoomVersionId> {
+    let experimental = EXPERIMENTAL.iter().filter_map(|version| RoomVersionId::try_from(*version).ok());
+    SUPPORTED.into_iter().chain(experimental).collect()
+}
+
+/// Whether state keys of this version may belong to users, with something behind the user id (MSC3757).
+pub fn has_owned_state(version: &RoomVersionId) -> bool {
+    EXPERIMENTAL.contains(&version.as_str())
+}
+
 /// The server does not know this room version: `M_UNSUPPORTED_ROOM_VERSION`, `M_INCOMPATIBLE_ROOM_VERSION`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown room version {0}")]
 pub struct UnknownVersion(pub RoomVersionId);
 
-/// The rules of a version; `None` for every version but 1 to 12, whatever else the library below may know.
+/// The rules of a version; `None` for every version but 1 to 12 and [`EXPERIMENTAL`], whatever else the library below
+/// may know.
 /// <https://spec.matrix.org/v1.19/rooms/#complete-list-of-room-versions>
 pub fn rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
     Some(match version {
@@ -42,7 +57,11 @@ pub fn rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
         RoomVersionId::V10 => &RoomVersionRules::V10,
         RoomVersionId::V11 => &RoomVersionRules::V11,
         RoomVersionId::V12 => &RoomVersionRules::V12,
-        _ => return None,
+        other => match other.as_str() {
+            "org.matrix.msc3757.10" => &RoomVersionRules::V10,
+            "org.matrix.msc3757.11" => &RoomVersionRules::V11,
+            _ => return None,
+        },
     })
 }
 
@@ -77,6 +96,7 @@ mod tests {
             assert!(rules(&version).is_some());
             assert_eq!(SUPPORTED[number - 1], version);
         }
+        assert!(joinable().iter().all(|version| rules(version).is_some()));
         for unknown in ["0", "13", "org.matrix.msc2870", "x"] {
             let unknown = RoomVersionId::try_from(unknown).unwrap();
             assert_eq!(rules_or_unknown(&unknown).unwrap_err(), UnknownVersion(unknown));

@@ -126,7 +126,7 @@ impl AccountData {
         }
     }
 
-    /// Sets an entry.
+    /// Sets an entry. An empty object removes it: so says MSC3391.
     ///
     /// # Errors
     /// [`AccountDataError::ServerControlled`] for `m.fully_read` and `m.push_rules`, [`AccountDataError::NotYours`].
@@ -148,6 +148,9 @@ impl AccountData {
         }
         if !content.get().trim_start().starts_with('{') {
             return Err(AccountDataError::Bad("the content must be an object"));
+        }
+        if serde_json::from_str::<Map<String, Value>>(content.get()).is_ok_and(|content| content.is_empty()) {
+            return self.remove(asking, user, room, kind).await;
         }
         let (user, room) = (user.to_owned(), room.map(ToOwned::to_owned));
         let (kind, content): (Arc<str>, Arc<str>) = (kind.into(), content.get().into());
@@ -258,34 +261,31 @@ impl AccountData {
         let content = conn.account_data_load(user, None, "m.ignored_user_list").await?;
         Ok(content.map(|content| parse_ignored(&content)).unwrap_or_default())
     }
+}
 
-    /// What a user wants to keep when a room is upgraded and the new room joined: the tags, and being a direct chat.
-    /// What the user has already set for the new room stays.
-    pub async fn copy_to_successor(&self, user: &UserId, old: &RoomId, new: &RoomId) -> Answer<()> {
-        let input = Arc::new((user.to_owned(), old.to_owned(), new.to_owned()));
-        self.core
-            .store
-            .write("copy account data", Vec::new(), move |tx| {
-                let input = Arc::clone(&input);
-                Box::pin(async move {
-                    let (user, old, new) = &*input;
-                    let tags = tx.account_data_load(user, Some(old), TAGS).await?;
-                    if let Some(tags) = tags
-                        && tx.account_data_load(user, Some(new), TAGS).await?.is_none()
-                    {
-                        tx.account_data_set(user, Some(new), TAGS, &tags).await?;
-                    }
-                    let direct = tx.account_data_load(user, None, "m.direct").await?;
-                    if let Some(direct) =
-                        direct.and_then(|direct| direct_with(&direct, old.as_str(), new.as_str()))
-                    {
-                        tx.account_data_set(user, None, "m.direct", &direct).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .await
+/// What a user wants to keep when a room is replaced by another: the tags, being a direct chat, and the push rules that
+/// name the room. What the user has already set for the new room stays.
+pub(crate) async fn copy_to_successor(
+    tx: &mut Tx,
+    user: &UserId,
+    old: &RoomId,
+    new: &RoomId,
+) -> Result<(), StoreError> {
+    let tags = tx.account_data_load(user, Some(old), TAGS).await?;
+    if let Some(tags) = tags
+        && tx.account_data_load(user, Some(new), TAGS).await?.is_none()
+    {
+        tx.account_data_set(user, Some(new), TAGS, &tags).await?;
     }
+    let direct = tx.account_data_load(user, None, "m.direct").await?;
+    if let Some(direct) = direct.and_then(|direct| direct_with(&direct, old.as_str(), new.as_str())) {
+        tx.account_data_set(user, None, "m.direct", &direct).await?;
+    }
+    let rules = tx.account_data_load(user, None, crate::push_rules::KIND).await?;
+    if let Some(rules) = rules.and_then(|rules| crate::push_rules::with_successor(&rules, old, new)) {
+        tx.account_data_set(user, None, crate::push_rules::KIND, &rules).await?;
+    }
+    Ok(())
 }
 
 /// Removes what clients keep for one device of the user, which is gone: whether it notifies (MSC3890).

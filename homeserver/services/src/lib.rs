@@ -9,6 +9,7 @@ pub mod appservices;
 pub mod audit;
 pub mod backups;
 mod core;
+pub mod delayed;
 pub mod directory;
 pub mod federation;
 pub mod filters;
@@ -26,11 +27,14 @@ pub mod push;
 pub mod push_rules;
 pub mod pushers;
 pub mod receipts;
+pub mod relationships;
 pub mod render;
 pub mod reports;
 pub mod rooms_read;
 pub mod search;
 pub mod sync;
+pub mod third_party;
+pub mod thread_subscriptions;
 pub mod timeline;
 pub mod to_device;
 pub mod typing;
@@ -42,4 +46,9 @@ pub use waxwing_storage::StoreError;
 /// The room versions that this server speaks, oldest first.
 pub fn room_versions() -> &'static [ruma::RoomVersionId] {
     &waxwing_rooms::version::SUPPORTED
+}
+
+/// Experimental room versions that this server speaks, too.
+pub fn experimental_room_versions() -> &'static [&'static str] {
+    &waxwing_rooms::version::EXPERIMENTAL
 }

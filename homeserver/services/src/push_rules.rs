@@ -4,11 +4,11 @@
 mod defaults;
 
 use crate::{Core, PushSettings};
-use ruma::UserId;
 use ruma::push::{
     Action, AnyPushRule, AnyPushRuleRef, InsertPushRuleError, NewPushRule, PushCondition,
     RemovePushRuleError, RuleKind, Ruleset,
 };
+use ruma::{RoomId, UserId};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -288,6 +288,59 @@ fn write(rules: &Ruleset) -> String {
     serde_json::json!({ "global": global }).to_string()
 }
 
+/// Stored rules with a copy for `new` of each that names the room `old`; `None` when nothing changes.
+pub(crate) fn with_successor(stored: &str, old: &RoomId, new: &RoomId) -> Option<String> {
+    let mut content: Value = serde_json::from_str(stored).ok()?;
+    let global = content.get_mut("global")?.as_object_mut()?;
+    let mut changed = false;
+    for kind in ["override", "room", "underride"] {
+        let Some(rules) = global.get_mut(kind).and_then(Value::as_array_mut) else { continue };
+        let mut at = 0;
+        while at < rules.len() && rules.len() < MAX_RULES {
+            let copy = successor_of(kind, &rules[at], old, new);
+            at += 1;
+            let Some(copy) = copy else { continue };
+            if rules.iter().all(|other| other.get("rule_id") != copy.get("rule_id")) {
+                rules.insert(at, copy);
+                at += 1;
+                changed = true;
+            }
+        }
+    }
+    changed.then(|| content.to_string())
+}
+
+/// The rule for the new room, of one that names the old one.
+fn successor_of(kind: &str, rule: &Value, old: &RoomId, new: &RoomId) -> Option<Value> {
+    let id = rule.get("rule_id")?.as_str()?;
+    let mut copy = rule.clone();
+    if kind == "room" {
+        if id != old.as_str() {
+            return None;
+        }
+        copy["rule_id"] = new.as_str().into();
+        return Some(copy);
+    }
+    let mut named = false;
+    for condition in copy.get_mut("conditions")?.as_array_mut()? {
+        let is = |field: &str, value: &str| condition.get(field).and_then(Value::as_str) == Some(value);
+        if is("kind", "event_match") && is("key", "room_id") && is("pattern", old.as_str()) {
+            condition["pattern"] = new.as_str().into();
+            named = true;
+        }
+    }
+    if !named || rule.get("default").and_then(Value::as_bool) == Some(true) {
+        return None;
+    }
+    let id = if id.contains(old.as_str()) {
+        id.replace(old.as_str(), new.as_str())
+    } else {
+        format!("{id}_{new}")
+    };
+    copy["rule_id"] = id.into();
+    Some(copy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +373,22 @@ mod tests {
         assert_eq!(shown["global"]["content"][0]["pattern"], "alice");
         let before = shown["global"]["override"].as_array().unwrap();
         assert!(before.iter().any(|rule| rule["rule_id"] == ".m.rule.roomnotif"));
+    }
+
+    #[test]
+    fn rules_of_a_room_are_copied_for_its_successor() {
+        let (old, new) = (RoomId::parse("!old:a.b").unwrap(), RoomId::parse("!new").unwrap());
+        let stored = serde_json::json!({ "global": {
+            "room": [{ "rule_id": "!old:a.b", "actions": [] }, { "rule_id": "!other:a.b", "actions": [] }],
+            "override": [{ "rule_id": "x", "actions": [],
+                           "conditions": [{ "kind": "event_match", "key": "room_id", "pattern": "!old:a.b" }] }],
+        } });
+        let copied = with_successor(&stored.to_string(), &old, &new).unwrap();
+        let shown: Value = serde_json::from_str(&copied).unwrap();
+        assert_eq!(shown["global"]["room"][1]["rule_id"], "!new");
+        assert_eq!(shown["global"]["room"].as_array().unwrap().len(), 3);
+        assert_eq!(shown["global"]["override"][1]["conditions"][0]["pattern"], "!new");
+        assert_eq!(with_successor(&copied, &old, &new), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Searching the events that this server can read: names and topics, and messages of rooms in the clear. Messages of
 //! encrypted rooms are searched by clients. <https://spec.matrix.org/v1.19/client-server-api/#server-side-search>
 //!
-//! There is no index: the rooms' newest events are looked through, within limits, which suits a server whose messages
-//! are sealed.
+//! The index of the database engine finds candidates by their words; whether each is shown, and how well it matches, is
+//! judged here.
 
 use crate::Core;
 use crate::render::{Shown, Viewer, render};
@@ -12,14 +12,10 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use waxwing_storage::{StoreError, StoredEvent};
+use waxwing_storage::{StoreError, StoredEvent, search_text, search_words};
 
-/// Events looked at for one search, over all rooms.
-const MAX_SCANNED: usize = 50_000;
-/// Events read at once.
-const SCAN_PAGE: i64 = 500;
-/// Matches kept for one search.
-const MAX_MATCHES: usize = 2_000;
+/// The newest candidates looked at for one search, for each 500 rooms.
+const MAX_MATCHES: i64 = 2_000;
 /// Results in one answer.
 const MAX_RESULTS: usize = 100;
 /// Without a limit in the filter.
@@ -135,7 +131,7 @@ impl Search {
     /// # Errors
     /// [`SearchError::NoWords`], [`SearchError::BadToken`].
     pub async fn search(&self, viewer: &Viewer, query: Query) -> Result<Results, SearchError> {
-        let words: Vec<String> = words(&query.term).take(MAX_WORDS).collect();
+        let words: Vec<String> = search_words(&query.term).take(MAX_WORDS).collect();
         if words.is_empty() {
             return Err(SearchError::NoWords);
         }
@@ -172,23 +168,19 @@ impl Search {
         query: &Query,
         words: &[String],
     ) -> Result<Vec<(f64, Arc<StoredEvent>)>, SearchError> {
+        let rooms = self.rooms(viewer, query).await?;
+        let ids = self.core.store.read().await?.search(&rooms, words, MAX_MATCHES).await?;
+        let mut by_room: BTreeMap<OwnedRoomId, Vec<Arc<StoredEvent>>> = BTreeMap::new();
+        for stored in self.core.store.events(&ids).await?.into_values() {
+            let passes = query.filter.as_ref().is_none_or(|filter| filter.passes(&stored.event));
+            if passes && rank(&stored, &query.keys, words).is_some() {
+                by_room.entry(stored.event.room_id.clone()).or_default().push(stored);
+            }
+        }
         let mut matched = Vec::new();
-        let mut scanned = 0;
-        for room in self.rooms(viewer, query).await? {
-            let mut before = i64::MAX;
-            while scanned < MAX_SCANNED && matched.len() < MAX_MATCHES {
-                let page = self.core.store.read().await?.events_backward(&room, before, SCAN_PAGE).await?;
-                let Some(last) = page.last().map(|stored| stored.sn) else { break };
-                before = last;
-                scanned += page.len();
-                let hits: Vec<_> = page
-                    .into_iter()
-                    .filter(|stored| query.filter.as_ref().is_none_or(|filter| filter.passes(&stored.event)))
-                    .filter(|stored| rank(stored, &query.keys, words).is_some())
-                    .collect();
-                for stored in visible_events(&self.core, &viewer.user, &room, hits).await? {
-                    matched.push((rank(&stored, &query.keys, words).unwrap_or_default(), stored));
-                }
+        for (room, hits) in by_room {
+            for stored in visible_events(&self.core, &viewer.user, &room, hits).await? {
+                matched.push((rank(&stored, &query.keys, words).unwrap_or_default(), stored));
             }
         }
         Ok(matched)
@@ -252,32 +244,21 @@ impl Search {
     }
 }
 
-fn words(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|letter: char| !letter.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-}
-
 /// How well an event matches: the part of its words that were searched for. `None` when a word is missing.
 fn rank(stored: &StoredEvent, keys: &[String], wanted: &[String]) -> Option<f64> {
     if stored.redacted_by.is_some() {
         return None;
     }
-    let key = match stored.event.kind.to_string().as_str() {
-        "m.room.message" => "body",
-        "m.room.name" => "name",
-        "m.room.topic" => "topic",
-        _ => return None,
-    };
+    let (key, text) = search_text(&stored.event)?;
     let asked = |asked: &String| asked.strip_prefix("content.") == Some(key);
     if !keys.is_empty() && !keys.iter().any(asked) {
         return None;
     }
-    rank_text(&stored.event.content_str(key)?, wanted)
+    rank_text(&text, wanted)
 }
 
 fn rank_text(text: &str, wanted: &[String]) -> Option<f64> {
-    let found: Vec<String> = words(text).collect();
+    let found: Vec<String> = search_words(text).collect();
     if !wanted.iter().all(|word| found.iter().any(|other| other.starts_with(word.as_str()))) {
         return None;
     }
@@ -291,7 +272,7 @@ mod tests {
     use super::*;
 
     fn wanted(term: &str) -> Vec<String> {
-        words(term).collect()
+        search_words(term).collect()
     }
 
     #[test]

@@ -17,3 +17,26 @@ pub(crate) fn for_update(engine: Engine) -> &'static str {
         Engine::Postgres => " FOR UPDATE",
     }
 }
+
+/// Finds events by their words: $1 is made by [`search_query`], $2 limits, `$list` are rooms.
+pub(crate) fn search(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Sqlite => {
+            "SELECT event_id FROM events WHERE sn IN (SELECT rowid FROM search_index WHERE search_index MATCH $1 AND room_id IN ($list) ORDER BY rowid DESC LIMIT $2) ORDER BY sn DESC"
+        }
+        Engine::Postgres => {
+            "SELECT event_id FROM events WHERE sn IN (SELECT rowid FROM search_index WHERE words @@ to_tsquery('simple', $1) AND room_id IN ($list) ORDER BY rowid DESC LIMIT $2) ORDER BY sn DESC"
+        }
+    }
+}
+
+/// A query for texts in which words begin with each of `words`, which hold letters and digits only.
+pub(crate) fn search_query(engine: Engine, words: &[String]) -> String {
+    debug_assert!(words.iter().all(|word| word.chars().all(char::is_alphanumeric)), "{words:?}");
+    match engine {
+        Engine::Sqlite => {
+            words.iter().map(|word| format!("text : \"{word}\" *")).collect::<Vec<_>>().join(" AND ")
+        }
+        Engine::Postgres => words.iter().map(|word| format!("'{word}':*")).collect::<Vec<_>>().join(" & "),
+    }
+}

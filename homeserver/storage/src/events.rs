@@ -226,6 +226,7 @@ impl crate::Tx {
             .execute(c)
             .await
             .map(|_| ()))?;
+        self.search_forget(&redacted.event_id).await?;
         self.relation_forget(&redacted.event_id).await
     }
 

@@ -158,11 +158,13 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
     let written = place(&buffers, last - count, lowest + below);
     tx.conn.events_insert(&written.events).await?;
+    tx.conn.search_insert(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
     tx.conn.outbox_insert(&buffers.outbox, position).await?;
     tx.conn.messages_insert(&buffers.to_device, position).await?;
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
+    tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
     Ok(written)
 }
 

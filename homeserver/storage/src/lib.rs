@@ -13,6 +13,7 @@ mod audit;
 mod backups;
 mod bus;
 mod cursors;
+mod delayed;
 mod device_lists;
 mod dialect;
 mod engine;
@@ -34,15 +35,19 @@ mod pushers;
 mod queues;
 mod receipts;
 mod registration;
+mod relation_claims;
 mod relations;
 mod reports;
 mod rooms;
+mod search;
 mod server_keys;
 mod sql;
 mod state;
+mod sticky;
 mod store;
 mod sync_reads;
 mod tail;
+mod thread_subscriptions;
 mod to_device;
 mod tokens;
 mod tx;
@@ -50,6 +55,7 @@ mod tx;
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use delayed::DelayedRow;
 pub use device_lists::DeviceListRow;
 pub use engine::{Conn, Engine};
 pub use error::{StoreError, StoreResult};
@@ -67,11 +73,13 @@ pub use registration::RegistrationTokenRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
 pub use reports::ReportRow;
 pub use rooms::RoomRow;
+pub use search::{search_text, search_words};
 pub use server_keys::ServerKeyRow;
 pub use state::StateReader;
 pub use store::Store;
 pub use sync_reads::Hero;
 pub use tail::Tail;
+pub use thread_subscriptions::ThreadSubscriptionRow;
 pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 
@@ -84,6 +92,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
     ("cursors", cursors::STATEMENTS),
+    ("delayed", delayed::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
     ("filters", filters::STATEMENTS),
@@ -99,12 +108,16 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("pushers", pushers::STATEMENTS),
     ("queues", queues::STATEMENTS),
     ("receipts", receipts::STATEMENTS),
+    ("relation_claims", relation_claims::STATEMENTS),
     ("relations", relations::STATEMENTS),
     ("reports", reports::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
+    ("search", search::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
     ("state", state::STATEMENTS),
+    ("sticky", sticky::STATEMENTS),
     ("sync_reads", sync_reads::STATEMENTS),
+    ("thread_subscriptions", thread_subscriptions::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
     ("accounts", accounts::STATEMENTS),

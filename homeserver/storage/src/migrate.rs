@@ -19,8 +19,16 @@ macro_rules! migrations {
 }
 
 /// In the order in which they are applied. Never change one that was released: add the next.
-pub(crate) const MIGRATIONS: &[Migration] =
-    migrations![1 "0001_base", 20 "0020_push", 30 "0030_appservice_rooms"];
+pub(crate) const MIGRATIONS: &[Migration] = migrations![
+    1 "0001_base",
+    20 "0020_push",
+    30 "0030_appservice_rooms",
+    60 "0060_delayed_events",
+    61 "0061_thread_subscriptions",
+    62 "0062_search",
+    63 "0063_sticky_events",
+    64 "0064_relation_claims",
+];
 
 const CREATE: &str =
     "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)";

@@ -8,6 +8,7 @@ use crate::log::NewRow;
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
 use crate::store::{EventCache, Inner, ServerCache};
+use crate::thread_subscriptions::ThreadSubscriptionMark;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
@@ -77,9 +78,10 @@ pub(crate) struct Buffers {
     pub to_device: Vec<ToDeviceRow>,
     pub relations: Vec<RelationRow>,
     pub transactions: Vec<(TransactionKey, String, u64)>,
+    pub thread_subscriptions: Vec<ThreadSubscriptionMark>,
 }
 
-struct Marks([usize; 7]);
+struct Marks([usize; 8]);
 
 impl Buffers {
     fn marks(&self) -> Marks {
@@ -91,6 +93,7 @@ impl Buffers {
             self.to_device.len(),
             self.relations.len(),
             self.transactions.len(),
+            self.thread_subscriptions.len(),
         ])
     }
     fn truncate(&mut self, Marks(lengths): &Marks) {
@@ -101,6 +104,7 @@ impl Buffers {
         self.to_device.truncate(lengths[4]);
         self.relations.truncate(lengths[5]);
         self.transactions.truncate(lengths[6]);
+        self.thread_subscriptions.truncate(lengths[7]);
     }
 }
 
@@ -156,7 +160,7 @@ impl Tx {
             answered: HashMap::new(),
             head: inner.tail.head().0,
             savepoint: false,
-            marks: Marks([0; 7]),
+            marks: Marks([0; 8]),
             undo_rooms: Vec::new(),
         }
     }
@@ -227,6 +231,14 @@ impl Tx {
             }
         }
         Ok(self.rooms.get(id).map(|slot| slot.row.clone()))
+    }
+
+    /// The room's row as this group has it, not locked: to look at another room than those that the write named.
+    pub async fn room_peek(&mut self, id: &RoomId) -> StoreResult<Option<RoomRow>> {
+        match self.rooms.get(id) {
+            Some(slot) => Ok(Some(slot.row.clone())),
+            None => self.conn.room_load(id).await,
+        }
     }
 
     /// Replaces the room's row, or makes it. Its revision grows by one.

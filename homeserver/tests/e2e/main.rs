@@ -35,5 +35,6 @@ mod node;
 mod postgres;
 mod proxy;
 mod push;
+mod rooms;
 mod site;
 mod tenants;

@@ -1,12 +1,14 @@
 //! What this server is and can do.
 
+use crate::client::user::plain::{JsonAnswer, plain_request};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::state::Api;
 use axum::Json;
 use axum::extract::State;
 use ruma::RoomVersionId;
-use ruma::api::client::discovery::discover_homeserver::{self, HomeserverInfo};
+use ruma::api::auth_scheme::AccessToken;
+use ruma::api::client::discovery::discover_homeserver;
 use ruma::api::client::discovery::get_capabilities::v3 as get_capabilities;
 use ruma::api::client::discovery::get_supported_versions;
 use serde_json::{Map, Value, json};
@@ -24,6 +26,7 @@ const FEATURES: &[&str] = &[
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc2285.stable",
     "org.matrix.msc3030",
+    "org.matrix.msc3391",
     "org.matrix.msc3440.stable",
     "org.matrix.msc3771",
     "org.matrix.msc3773",
@@ -34,9 +37,14 @@ const FEATURES: &[&str] = &[
     "org.matrix.msc3890",
     "org.matrix.msc3916.stable",
     "org.matrix.msc3981",
+    "org.matrix.msc3912",
+    "org.matrix.msc4140",
+    "org.matrix.msc4143",
     "org.matrix.msc4151",
     "org.matrix.msc4155",
     "org.matrix.msc4222",
+    "org.matrix.msc4306",
+    "org.matrix.msc4354",
     "org.matrix.msc4380.stable",
     "uk.half-shot.msc2666.query_mutual_rooms",
     "uk.half-shot.msc2666.query_mutual_rooms.stable",
@@ -52,6 +60,28 @@ pub struct WellKnown {
     pub client: Option<String>,
     /// The server that speaks federation, with its port.
     pub server: Option<String>,
+    /// The authorisation services of LiveKit servers.
+    pub livekit_service_urls: Vec<String>,
+}
+
+impl WellKnown {
+    /// Where clients get into calls (MSC4143), as they read it.
+    fn rtc_transports(&self) -> Vec<Value> {
+        let transport = |url: &String| json!({ "type": "livekit", "livekit_service_url": url });
+        self.livekit_service_urls.iter().map(transport).collect()
+    }
+}
+
+plain_request!(
+    /// `GET /rtc/transports`
+    RtcTransports, GET, AccessToken, {
+        unstable("org.matrix.msc4143") => "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports",
+    }
+);
+
+/// `GET /_matrix/client/unstable/org.matrix.msc4143/rtc/transports`
+pub(super) async fn rtc_transports(api: Api, _args: Args<RtcTransports>) -> ApiResult<JsonAnswer> {
+    JsonAnswer::new(&json!({ "rtc_transports": api.well_known.rtc_transports() }))
 }
 
 /// `GET /_matrix/client/versions`
@@ -71,9 +101,11 @@ pub(super) async fn versions(
 /// `GET /_matrix/client/v3/capabilities`. Every capability is written out: clients take the absence of one for the
 /// older behaviour.
 pub(super) async fn capabilities(api: Api, args: Args<get_capabilities::Request>) -> ApiResult<Value> {
+    let experimental = waxwing_services::experimental_room_versions().iter();
     let versions: Map<String, Value> = waxwing_services::room_versions()
         .iter()
         .map(|version: &RoomVersionId| (version.to_string(), "stable".into()))
+        .chain(experimental.map(|version| ((*version).to_owned(), "unstable".into())))
         .collect();
     let mut all = json!({
         "m.change_password": { "enabled": true },
@@ -95,9 +127,14 @@ pub(super) async fn capabilities(api: Api, args: Args<get_capabilities::Request>
 pub(super) async fn well_known_client(
     api: Api,
     _args: Args<discover_homeserver::Request>,
-) -> ApiResult<discover_homeserver::Response> {
+) -> ApiResult<Value> {
     let url = api.well_known.client.clone().ok_or_else(|| ApiError::not_found("Not served here"))?;
-    Ok(discover_homeserver::Response::new(HomeserverInfo::new(url)))
+    let mut document = json!({ "m.homeserver": { "base_url": url } });
+    let transports = api.well_known.rtc_transports();
+    if !transports.is_empty() {
+        document["org.matrix.msc4143.rtc_foci"] = transports.into();
+    }
+    Ok(document)
 }
 
 /// `GET /.well-known/matrix/server`

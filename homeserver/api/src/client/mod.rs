@@ -6,7 +6,7 @@ mod admin;
 pub(crate) mod appservice;
 mod backups;
 mod devices;
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod discovery;
 mod elsewhere;
 mod keys;
@@ -15,7 +15,7 @@ pub(crate) mod media;
 mod reading;
 mod register;
 mod registration_tokens;
-mod room;
+pub(crate) mod room;
 mod sync;
 mod thirdparty;
 mod threepids;
@@ -84,7 +84,8 @@ fn discovery() -> Router<Api> {
     Router::new()
         .ruma(discovery::versions)
         .ruma_json(discovery::capabilities)
-        .ruma(discovery::well_known_client)
+        .ruma_json(discovery::well_known_client)
+        .ruma(discovery::rtc_transports)
         .route("/.well-known/matrix/server", get(discovery::well_known_server))
         .route("/.well-known/matrix/support", get(discovery::well_known_support))
 }

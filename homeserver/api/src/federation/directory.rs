@@ -1,12 +1,12 @@
 //! Rooms by name, the room list, spaces.
 
 use super::signed::{Signed, SignedExt, json};
+use crate::client::directory::PublicList;
 use crate::error::{ApiError, ApiResult};
 use crate::state::Api;
 use axum::Router;
 use axum::response::Response;
 use axum::routing::MethodFilter;
-use ruma::api::federation::directory::get_public_rooms_filtered::v1::Response as RoomList;
 use ruma::directory::{Filter, RoomNetwork};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, UInt};
 use serde::Deserialize;
@@ -62,12 +62,7 @@ async fn public_rooms_filtered(_federation: Federation, request: Signed) -> ApiR
 
 async fn list(api: &Api, query: PublicRoomsQuery) -> ApiResult<Response> {
     let page = api.directory.list_here(&query).await?;
-    let mut response = RoomList::new();
-    response.chunk = page.chunk;
-    response.next_batch = page.next;
-    response.prev_batch = page.prev;
-    response.total_room_count_estimate = page.total;
-    crate::routes::answer(response)
+    json(&PublicList::of(page)?)
 }
 
 async fn hierarchy(_federation: Federation, request: Signed) -> ApiResult<Response> {

@@ -10,8 +10,10 @@ mod keys;
 mod media;
 mod membership;
 mod profile;
+mod related;
 mod send;
 mod signed;
+mod third_party;
 mod version;
 
 use crate::state::Api;
@@ -29,4 +31,6 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(profile::routes())
         .merge(devices::routes())
         .merge(media::routes())
+        .merge(related::routes())
+        .merge(third_party::routes())
 }

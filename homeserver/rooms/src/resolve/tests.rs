@@ -105,6 +105,21 @@ fn version_12_follows_the_path_between_conflicting_events() {
 }
 
 #[test]
+fn a_line_of_profile_changes_survives_the_closing_of_the_room() {
+    let mut room = Room::new(RoomVersionId::V12);
+    let join = json!({ "membership": "join" });
+    for (name, time, before) in [("c1", 21, "carol"), ("c2", 21, "c1"), ("c3", 21, "c2")] {
+        let auth = format!("pl jr_closed {before}");
+        room.add((name, CAROL, "m.room.member", CAROL, time, join.clone(), &auth));
+    }
+    room.add(("gone", ALICE, "m.room.member", ALICE, 15, json!({ "membership": "leave" }), "pl alice"));
+    // One side claims that the room is still open; Alice, who closed it, is gone on both.
+    let state = room.resolve(&[room.after("jr_closed gone"), room.after("gone c3")]);
+    assert_eq!(at(&state, "m.room.member", CAROL), Some("$c3:x"));
+    assert_eq!(at(&state, "m.room.join_rules", ""), Some("$jr_closed:x"));
+}
+
+#[test]
 fn a_rejected_auth_event_does_not_help() {
     let room = Room::new(RoomVersionId::V12);
     let states = [room.after("bob_left"), room.after("topic_by_bob bob_left")];

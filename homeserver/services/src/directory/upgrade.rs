@@ -2,7 +2,13 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#room-upgrades>
 
 use super::{Directory, DirectoryError};
-use crate::timeline::{Author, CreateRoom, Draft, Preset, TimelineError, raw};
+use crate::Core;
+use crate::timeline::append::{append, state_events};
+use crate::timeline::effects::power_at;
+use crate::timeline::membership::profile_content;
+use crate::timeline::{
+    Author, CreateRoom, Draft, Preset, RoomPlan, Timeline, TimelineError, must_be_joined, raw,
+};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde_json::value::RawValue;
@@ -10,7 +16,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use waxwing_model::{Event, StateKey};
-use waxwing_rooms::version;
+use waxwing_rooms::{PowerLevels, version};
+use waxwing_storage::{Fact, NewRow, Tx};
 
 /// State that a new room takes over from the old one.
 const COPIED: &[&str] = &[
@@ -25,6 +32,8 @@ const COPIED: &[&str] = &[
     "m.room.policy",
     "m.room.related_groups",
 ];
+/// Spaces in which the new room takes the place of the old one.
+const MAX_PARENTS: usize = 20;
 /// State events taken over at most: bans and the children of a space come last.
 const MAX_COPIED: usize = 200;
 /// What may set the tombstone in a room whose creators stand above all levels.
@@ -42,9 +51,27 @@ struct Old {
     state: State,
     newest: Option<OwnedEventId>,
     published: bool,
+    power: Option<PowerLevels>,
 }
 
 impl Old {
+    async fn load(tx: &mut Tx, room: &RoomId) -> Result<Old, DirectoryError> {
+        let row = tx.room(room).await?.ok_or(DirectoryError::NotFound("room"))?;
+        let entries = tx.state().entries(row.state_root).await?;
+        let ids: Vec<OwnedEventId> = entries.iter().map(|(_, id)| id.clone()).collect();
+        let events: BTreeMap<OwnedEventId, Arc<Event>> = tx
+            .events_known(&ids)
+            .await?
+            .into_iter()
+            .map(|stored| (stored.event.event_id.clone(), Arc::clone(&stored.event)))
+            .collect();
+        let state =
+            entries.into_iter().filter_map(|(key, id)| Some((key, Arc::clone(events.get(&id)?)))).collect();
+        let newest = row.extremities.iter().max_by_key(|(_, depth)| *depth).map(|(id, _)| id.clone());
+        let power = power_at(tx, &row.version, row.state_root).await?;
+        Ok(Old { version: row.version, state, newest, published: row.published, power })
+    }
+
     fn content(&self, kind: StateEventType) -> Map<String, Value> {
         let event = self.state.get(&(kind, String::new()));
         event.and_then(|event| event.content_as().ok()).unwrap_or_default()
@@ -60,6 +87,10 @@ impl Old {
             .chain(more.iter().filter_map(|user| user.as_str().map(str::to_owned)))
             .collect()
     }
+
+    fn may_set(&self, user: &UserId, kind: &TimelineEventType) -> bool {
+        self.power.as_ref().is_some_and(|power| power.can_send(user, kind, true))
+    }
 }
 
 fn privileged(version: &RoomVersionId) -> bool {
@@ -67,10 +98,11 @@ fn privileged(version: &RoomVersionId) -> bool {
 }
 
 impl Directory {
-    /// Makes a room of version `to` that takes the place of `room`, and closes `room`.
+    /// Makes a room of version `to` that takes the place of `room`, and closes `room`: in one transaction, all of it or
+    /// nothing. What local users keep for a room (tags, push rules) follows them into the new one.
     ///
     /// # Errors
-    /// [`TimelineError::UnsupportedVersion`]; [`TimelineError::Forbidden`] for whoever may not set the tombstone.
+    /// [`TimelineError::UnsupportedVersion`]; [`DirectoryError::Forbidden`] for whoever may not set the tombstone.
     pub async fn upgrade(
         &self,
         author: &Author,
@@ -81,72 +113,100 @@ impl Directory {
         if version::rules(&to).is_none() {
             return Err(TimelineError::UnsupportedVersion(to.to_string()).into());
         }
-        let old = self.old_room(room).await?;
-        if !self.may_set(&author.user, room, &TimelineEventType::RoomTombstone).await? {
+        let parents = self.parents(room).await?;
+        let profile = profile_content(&self.core, &author.user).await?;
+        let mut rooms = parents.clone();
+        rooms.push(room.to_owned());
+        let upgrade = Upgrade {
+            author: author.clone(),
+            room: room.to_owned(),
+            to,
+            additional_creators,
+            profile,
+            parents,
+        };
+        let input = Arc::new((self.timeline.clone(), upgrade));
+        self.core
+            .store
+            .write("upgrade room", rooms, move |tx| {
+                let input = Arc::clone(&input);
+                Box::pin(async move { input.1.run(&input.0, tx).await })
+            })
+            .await
+    }
+
+    /// The spaces that the room names as its parents, those that this server knows.
+    async fn parents(&self, room: &RoomId) -> Result<Vec<OwnedRoomId>, DirectoryError> {
+        let mut conn = self.core.store.read().await?;
+        let row = conn.room_load(room).await?.ok_or(DirectoryError::NotFound("room"))?;
+        let kind = StateEventType::SpaceParent;
+        let entries = self.core.store.state(&mut conn).entries_of_type(row.state_root, &kind).await?;
+        let named: Vec<OwnedRoomId> = entries
+            .into_iter()
+            .filter_map(|(key, _)| key.try_into().ok())
+            .filter(|parent: &OwnedRoomId| parent != room)
+            .take(MAX_PARENTS)
+            .collect();
+        Ok(conn.rooms_load(&named).await?.into_keys().collect())
+    }
+}
+
+/// An upgrade that was asked for.
+struct Upgrade {
+    author: Author,
+    room: OwnedRoomId,
+    to: RoomVersionId,
+    additional_creators: Vec<OwnedUserId>,
+    profile: Map<String, Value>,
+    parents: Vec<OwnedRoomId>,
+}
+
+impl Upgrade {
+    async fn run(&self, timeline: &Timeline, tx: &mut Tx) -> Result<OwnedRoomId, DirectoryError> {
+        let core = &timeline.core;
+        let old = Old::load(tx, &self.room).await?;
+        must_be_joined(tx, &self.room, &self.author.user).await?;
+        if !old.may_set(&self.author.user, &TimelineEventType::RoomTombstone) {
             return Err(DirectoryError::Forbidden("you may not upgrade this room"));
         }
-        let levels = levels_for(&old, &to, &author.user, &additional_creators);
-        let wanted = self.plan(author, room, &old, &to, &levels, &additional_creators).await?;
-        let new = self.timeline.create_room(wanted).await?;
-        self.settle_levels(author, &new, &to, levels).await?;
+        let levels = levels_for(&old, &self.to, &self.author.user, &self.additional_creators);
+        let wanted = self.wanted(&old, &levels);
+        let plan = RoomPlan::of(timeline, wanted, self.to.clone(), self.profile.clone())?;
+        let new = plan.run(core, tx).await?;
+        self.settle_levels(core, tx, &new, levels).await?;
         let tombstone = json!({ "body": "This room has been replaced", "replacement_room": new });
-        self.set(author, room, TimelineEventType::RoomTombstone, &tombstone).await?;
-        self.move_names(author, room, &new, &old).await?;
-        if let Err(error) = self.silence(author, room, &old).await {
-            tracing::info!(%room, %error, "people may still speak in a room that was replaced");
-        }
+        self.set(core, tx, &self.room, TimelineEventType::RoomTombstone, "", &tombstone).await?;
+        self.move_names(core, tx, &new, &old).await?;
+        self.move_in_spaces(core, tx, &new).await?;
+        self.silence(core, tx, &old).await?;
         Ok(new)
     }
 
-    async fn old_room(&self, room: &RoomId) -> Result<Old, DirectoryError> {
-        let (row, entries) = {
-            let mut conn = self.core.store.read().await?;
-            let row = conn.room_load(room).await?.ok_or(DirectoryError::NotFound("room"))?;
-            let entries = self.core.store.state(&mut conn).entries(row.state_root).await?;
-            (row, entries)
-        };
-        let ids: Vec<OwnedEventId> = entries.iter().map(|(_, id)| id.clone()).collect();
-        let events = self.core.store.events(&ids).await?;
-        let state = entries
-            .into_iter()
-            .filter_map(|(key, id)| Some((key, Arc::clone(&events.get(&id)?.event))))
-            .collect();
-        let newest = row.extremities.iter().max_by_key(|(_, depth)| *depth).map(|(id, _)| id.clone());
-        Ok(Old { version: row.version, state, newest, published: row.published })
-    }
-
-    async fn plan(
-        &self,
-        author: &Author,
-        room: &RoomId,
-        old: &Old,
-        to: &RoomVersionId,
-        levels: &Map<String, Value>,
-        additional_creators: &[OwnedUserId],
-    ) -> Result<CreateRoom, DirectoryError> {
+    /// The room to make.
+    fn wanted(&self, old: &Old, levels: &Map<String, Value>) -> CreateRoom {
         let mut create = old.content(StateEventType::RoomCreate);
         for field in ["creator", "room_version", "predecessor", "additional_creators"] {
             create.remove(field);
         }
-        let mut predecessor = json!({ "room_id": room });
-        if let Some(newest) = old.newest.as_ref().filter(|_| !privileged(to)) {
+        let mut predecessor = json!({ "room_id": self.room });
+        if let Some(newest) = old.newest.as_ref().filter(|_| !privileged(&self.to)) {
             predecessor["event_id"] = newest.as_str().into();
         }
         create.insert("predecessor".to_owned(), predecessor);
-        if privileged(to) && !additional_creators.is_empty() {
-            let users = additional_creators.iter().map(|user| Value::from(user.as_str())).collect();
+        if privileged(&self.to) && !self.additional_creators.is_empty() {
+            let users = self.additional_creators.iter().map(|user| Value::from(user.as_str())).collect();
             create.insert("additional_creators".to_owned(), Value::Array(users));
         }
         let mut first_levels = levels.clone();
-        if !privileged(to) {
-            lift(&mut first_levels, &author.user);
+        if !privileged(&self.to) {
+            lift(&mut first_levels, &self.author.user);
         }
-        Ok(CreateRoom {
-            author: author.clone(),
-            version: Some(to.clone()),
+        CreateRoom {
+            author: self.author.clone(),
+            version: Some(self.to.clone()),
             creation_content: create,
             preset: Preset::PrivateChat,
-            initial_state: copied(old, &author.user),
+            initial_state: copied(old, &self.author.user),
             name: None,
             topic: None,
             alias: None,
@@ -154,67 +214,75 @@ impl Directory {
             invite: Vec::new(),
             is_direct: false,
             published: false,
-        })
+        }
     }
 
     /// The power levels that the room shall have in the end, where the one who made it needed more to make it.
     async fn settle_levels(
         &self,
-        author: &Author,
+        core: &Core,
+        tx: &mut Tx,
         new: &RoomId,
-        to: &RoomVersionId,
         levels: Map<String, Value>,
     ) -> Result<(), DirectoryError> {
         let mut first = levels.clone();
-        lift(&mut first, &author.user);
-        if privileged(to) || first == levels {
+        lift(&mut first, &self.author.user);
+        if privileged(&self.to) || first == levels {
             return Ok(());
         }
-        let defaults = self.state_content(new, StateEventType::RoomPowerLevels).await?;
-        let mut content = defaults.unwrap_or_default();
+        let mut content =
+            content_now(tx, new, StateEventType::RoomPowerLevels, "").await?.unwrap_or_default();
         content.extend(levels);
-        self.set(author, new, TimelineEventType::RoomPowerLevels, &Value::Object(content)).await
+        self.set(core, tx, new, TimelineEventType::RoomPowerLevels, "", &Value::Object(content)).await
     }
 
     /// Moves aliases, the canonical alias and the place in the room list.
     async fn move_names(
         &self,
-        author: &Author,
-        room: &RoomId,
+        core: &Core,
+        tx: &mut Tx,
         new: &RoomId,
         old: &Old,
     ) -> Result<(), DirectoryError> {
-        let (from, to) = (room.to_owned(), new.to_owned());
-        self.core
-            .store
-            .write("move aliases", Vec::new(), move |tx| {
-                let (from, to) = (from.clone(), to.clone());
-                Box::pin(async move {
-                    tx.aliases_move(&from, &to).await?;
-                    Ok::<(), DirectoryError>(())
-                })
-            })
-            .await?;
+        tx.aliases_move(&self.room, new).await?;
         if old.published {
-            self.set_published(new, true).await?;
-            self.set_published(room, false).await?;
+            for (room, published) in [(&*self.room, false), (new, true)] {
+                let mut row = tx.room(room).await?.ok_or(DirectoryError::NotFound("room"))?;
+                row.published = published;
+                tx.room_put(row).await?;
+                tx.log_append(NewRow::new(Fact::Room).room(room.to_owned()));
+            }
         }
         let content = old.content(StateEventType::RoomCanonicalAlias);
-        if content.is_empty() {
+        let kind = TimelineEventType::RoomCanonicalAlias;
+        if content.is_empty() || !old.may_set(&self.author.user, &kind) {
             return Ok(());
         }
-        let kind = TimelineEventType::RoomCanonicalAlias;
-        let moved = [(room, json!({})), (new, Value::Object(content))];
-        for (room, content) in moved {
-            if let Err(error) = self.set(author, room, kind.clone(), &content).await {
-                tracing::info!(%room, %error, "a canonical alias was not moved");
+        self.set(core, tx, &self.room, kind.clone(), "", &json!({})).await?;
+        self.set_if_allowed(core, tx, new, kind, "", &Value::Object(content)).await
+    }
+
+    /// Puts the new room in the place of the old one in the spaces where the user may.
+    async fn move_in_spaces(&self, core: &Core, tx: &mut Tx, new: &RoomId) -> Result<(), DirectoryError> {
+        for space in &self.parents {
+            let kind = StateEventType::SpaceChild;
+            let child = content_now(tx, space, kind, self.room.as_str()).await?;
+            let Some(mut child) = child.filter(|child| child.get("via").is_some_and(Value::is_array)) else {
+                continue;
+            };
+            if must_be_joined(tx, space, &self.author.user).await.is_err() {
+                continue;
             }
+            child.insert("via".to_owned(), json!([core.server_name]));
+            let kind = TimelineEventType::SpaceChild;
+            self.set_if_allowed(core, tx, space, kind.clone(), new.as_str(), &Value::Object(child)).await?;
+            self.set_if_allowed(core, tx, space, kind, self.room.as_str(), &json!({})).await?;
         }
         Ok(())
     }
 
     /// From now on speaking and inviting in the old room needs a moderator.
-    async fn silence(&self, author: &Author, room: &RoomId, old: &Old) -> Result<(), DirectoryError> {
+    async fn silence(&self, core: &Core, tx: &mut Tx, old: &Old) -> Result<(), DirectoryError> {
         let mut content = old.content(StateEventType::RoomPowerLevels);
         let level = |content: &Map<String, Value>, field: &str| content.get(field).and_then(Value::as_i64);
         let floor = (level(&content, "users_default").unwrap_or(0) + 1).max(MODERATOR);
@@ -227,20 +295,55 @@ impl Directory {
         if content == before {
             return Ok(());
         }
-        self.set(author, room, TimelineEventType::RoomPowerLevels, &Value::Object(content)).await
+        let kind = TimelineEventType::RoomPowerLevels;
+        self.set_if_allowed(core, tx, &self.room, kind, "", &Value::Object(content)).await
     }
 
     async fn set(
         &self,
-        author: &Author,
+        core: &Core,
+        tx: &mut Tx,
         room: &RoomId,
         kind: TimelineEventType,
+        key: &str,
         content: &Value,
     ) -> Result<(), DirectoryError> {
-        let draft = Draft::state(author.user.clone(), kind, "", raw(content)?);
-        self.timeline.set_state(author, room, draft).await?;
+        let draft = Draft::state(self.author.user.clone(), kind, key, raw(content)?);
+        append(core, tx, room, &draft).await?;
         Ok(())
     }
+
+    /// The same, where the room's rules allow it; an event that they forbid is not written, and the rest goes on.
+    async fn set_if_allowed(
+        &self,
+        core: &Core,
+        tx: &mut Tx,
+        room: &RoomId,
+        kind: TimelineEventType,
+        key: &str,
+        content: &Value,
+    ) -> Result<(), DirectoryError> {
+        match self.set(core, tx, room, kind.clone(), key, content).await {
+            Err(DirectoryError::Timeline(TimelineError::Forbidden(why))) => {
+                tracing::info!(%room, %kind, why, "part of an upgrade was left out");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// The content of a state entry.
+async fn content_now(
+    tx: &mut Tx,
+    room: &RoomId,
+    kind: StateEventType,
+    key: &str,
+) -> Result<Option<Map<String, Value>>, DirectoryError> {
+    let Some(row) = tx.room(room).await? else { return Ok(None) };
+    let key = (kind, key.to_owned());
+    let state = state_events(tx, row.state_root, std::slice::from_ref(&key)).await?;
+    Ok(state.get(&key).and_then(|event| event.content_as().ok()))
 }
 
 /// State events that the new room begins with.
@@ -255,7 +358,8 @@ fn copied(old: &Old, user: &UserId) -> Vec<(String, String, Box<RawValue>)> {
         let entry = || (kind.clone(), key.clone(), event.content.clone());
         if COPIED.contains(&kind.as_str()) && key.is_empty() {
             first.push(entry());
-        } else if kind == "m.room.member" && *key != user.as_str() && ban(event)
+        } else if kind == "m.space.parent" && event.content.get() != "{}"
+            || kind == "m.room.member" && *key != user.as_str() && ban(event)
             || is_space && kind == "m.space.child" && event.content.get() != "{}"
         {
             last.push(entry());

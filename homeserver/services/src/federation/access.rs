@@ -38,7 +38,7 @@ impl Federation {
     }
 
     /// The same, for a server that is in the room.
-    pub(super) async fn room_of_member(
+    pub(crate) async fn room_of_member(
         &self,
         origin: &ServerName,
         room: &RoomId,
@@ -105,7 +105,7 @@ impl Federation {
     }
 
     /// The auth chain of these events, without themselves (unless one authorises another).
-    pub(super) async fn auth_chain(
+    pub(crate) async fn auth_chain(
         &self,
         row: &RoomRow,
         events: &[Arc<StoredEvent>],
@@ -126,7 +126,7 @@ impl Federation {
     }
 
     /// Whether the server may see each of these events whole; in the same order.
-    pub(super) async fn may_see(
+    pub(crate) async fn may_see(
         &self,
         origin: &ServerName,
         room: &RoomId,

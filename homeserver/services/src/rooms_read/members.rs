@@ -1,6 +1,7 @@
 //! Who is in a room.
 
-use super::access::StateView;
+use super::access::{Seat, StateView};
+use super::token::TimelineToken;
 use super::{PageToken, ReadError, RoomReader};
 use crate::render::{Shown, Viewer, render};
 use ruma::events::StateEventType;
@@ -55,14 +56,23 @@ impl RoomReader {
     ) -> Result<Vec<Box<RawValue>>, ReadError> {
         let seat = self.seat(&viewer.user, room).await?;
         let view = match &query.at {
-            Some(at) => {
-                self.state_at(room, PageToken::parse(at)?.0.min(seat.newest)).await?.unwrap_or(seat.state)
-            }
+            Some(at) => self.view_at(room, &seat, at).await?,
             None => seat.state,
         };
         let mut events = self.state_of_type(&view, &StateEventType::RoomMember).await?;
         events.retain(|stored| query.wants(membership_of(Some(&stored.event)).as_str()));
         Ok(render(&self.core, viewer, &events, Shown::STATE).await?)
+    }
+
+    /// The state at a place in the timeline; before the room's first event, that of the sync which named the place.
+    async fn view_at(&self, room: &RoomId, seat: &Seat, at: &str) -> Result<StateView, ReadError> {
+        let places = [Some(PageToken::parse(at)?.0), TimelineToken::seen(at)];
+        for place in places.into_iter().flatten() {
+            if let Some(view) = self.state_at(room, place.min(seat.newest)).await? {
+                return Ok(view);
+            }
+        }
+        Ok(seat.state.clone())
     }
 
     /// The state after the newest event up to this number; `None` when there is no such event.

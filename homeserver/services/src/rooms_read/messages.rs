@@ -42,7 +42,8 @@ pub struct MessagesQuery {
 pub struct Page {
     /// Where it starts.
     pub start: String,
-    /// Where to go on; none when there is nothing more.
+    /// Where to go on; none when nothing was found and there is nothing more. A page that shows something has it, as
+    /// clients expect.
     pub end: Option<String>,
     /// The events.
     pub chunk: Vec<Box<RawValue>>,
@@ -105,7 +106,7 @@ impl RoomReader {
         let chunk = render(&self.core, viewer, &walk.events, Shown::EVERYWHERE).await?;
         Ok(Page {
             start: query.from.clone().unwrap_or_else(|| PageToken(from).to_string()),
-            end: (!walk.done).then(|| PageToken(walk.cursor).to_string()),
+            end: (!walk.done || !chunk.is_empty()).then(|| PageToken(walk.cursor).to_string()),
             chunk,
             state,
         })

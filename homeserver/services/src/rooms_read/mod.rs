@@ -23,7 +23,7 @@ pub use messages::{MessagesQuery, Page};
 pub use relations::{RelationPage, RelationsQuery, ThreadsQuery};
 pub use snapshot::{NewEvents, RoomSnapshot};
 pub use state::StateEvent;
-pub use token::PageToken;
+pub use token::{PageToken, TimelineToken};
 
 use crate::Core;
 use async_trait::async_trait;

@@ -26,6 +26,29 @@ impl PageToken {
     }
 }
 
+/// The place where a sync's timeline begins, with the position of that sync: where nothing is before the place, what is
+/// asked of it (who was there) is answered for the time of the sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimelineToken {
+    /// Before the first event of the timeline.
+    pub start: i64,
+    /// What the sync had seen.
+    pub seen: i64,
+}
+
+impl TimelineToken {
+    /// The position of the sync that a token was handed out by, if it was by one.
+    pub(super) fn seen(text: &str) -> Option<i64> {
+        text.strip_prefix('t')?.split_once('_')?.1.parse().ok()
+    }
+}
+
+impl fmt::Display for TimelineToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "t{}_{}", self.start, self.seen)
+    }
+}
+
 impl fmt::Display for PageToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "t{}", self.0)
@@ -40,6 +63,9 @@ mod tests {
     fn reads_both_kinds() {
         assert_eq!(PageToken::parse("t-12").unwrap(), PageToken(-12));
         assert_eq!(PageToken::parse("s7_99").unwrap(), PageToken(7));
+        let timeline = TimelineToken { start: -3, seen: 12 }.to_string();
+        assert_eq!(PageToken::parse(&timeline).unwrap(), PageToken(-3));
+        assert_eq!((TimelineToken::seen(&timeline), TimelineToken::seen("t4")), (Some(12), None));
         assert_eq!(PageToken::parse(&PageToken(3).to_string()).unwrap(), PageToken(3));
         for wrong in ["", "t", "x5", "5", "t-", "tx"] {
             assert!(PageToken::parse(wrong).is_err(), "{wrong}");

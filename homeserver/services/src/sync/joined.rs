@@ -63,6 +63,7 @@ impl Build<'_> {
             timeline: self.show_timeline(&stretch).await?,
             ephemeral: Events { events: ephemeral },
             account_data: Events { events: account_data },
+            sticky: self.sticky_events(room, &view, &stretch).await?,
             ..JoinedRoom::default()
         };
         if self.request.filter.thread_counts() {

@@ -9,8 +9,22 @@ use super::window::{RoomRows, Window};
 use crate::rooms_read::PageToken;
 use crate::visibility::{LastJoined, last_stay};
 use ruma::RoomId;
+use serde_json::value::RawValue;
 use std::sync::Arc;
-use waxwing_storage::{Fact, StoreResult, StoredEvent};
+use waxwing_storage::{Fact, MemberRow, StoreResult, StoredEvent};
+
+/// The end of an invitation of which there is no event here: another server has it, or none could be told.
+fn made_leave(row: &MemberRow, now: u64) -> Option<Box<RawValue>> {
+    serde_json::value::to_raw_value(&serde_json::json!({
+        "type": "m.room.member",
+        "event_id": row.event_id,
+        "origin_server_ts": now,
+        "sender": row.sender,
+        "state_key": row.user_id,
+        "content": { "membership": row.membership },
+    }))
+    .ok()
+}
 
 impl Build<'_> {
     /// A room that was left since the last answer.
@@ -27,7 +41,7 @@ impl Build<'_> {
         };
         let in_room = leave.as_ref().is_some_and(|stored| !stored.flags.outlier);
         if change.last.fact == Fact::Outside || !in_room {
-            return Ok(Some(self.rejected(leave).await?));
+            return Ok(Some(self.rejected(room, leave).await?));
         }
         let last = LastJoined::Until(change.last.position.0);
         let last = if change.was_joined || change.joined_between { last } else { LastJoined::Never };
@@ -69,7 +83,7 @@ impl Build<'_> {
     }
 
     /// An invitation that was rejected or taken back, or a knock: there is nothing but the end of it to show.
-    async fn rejected(&self, leave: Option<Arc<StoredEvent>>) -> StoreResult<LeftRoom> {
+    async fn rejected(&self, room: &RoomId, leave: Option<Arc<StoredEvent>>) -> StoreResult<LeftRoom> {
         let is_leave = |stored: &Arc<StoredEvent>| {
             matches!(stored.event.content_str("membership").as_deref(), Some("leave" | "ban"))
         };
@@ -77,6 +91,11 @@ impl Build<'_> {
         let stretch = Stretch { events, limited: false, start: PageToken(self.upto.0).0 };
         let mut timeline = self.show_timeline(&stretch).await?;
         timeline.prev_batch = None;
+        if timeline.events.is_empty() {
+            let row = self.core().store.read().await?.member_load(room, self.user()).await?;
+            let gone = row.filter(|row| matches!(row.membership.as_str(), "leave" | "ban"));
+            timeline.events.extend(gone.and_then(|row| made_leave(&row, self.core().now())));
+        }
         Ok(LeftRoom {
             state: StateSection::new(Vec::new(), self.request.state),
             timeline,
@@ -117,7 +136,7 @@ impl Build<'_> {
                     let entries = self.state_at_leave(Some(&*end), &stretch).await?;
                     self.left_entry(&row.room_id, entries, stretch, true).await?
                 }
-                None => self.rejected(self.core().store.event(&row.event_id).await?).await?,
+                None => self.rejected(&row.room_id, self.core().store.event(&row.event_id).await?).await?,
             };
             shown.rooms.leave.insert(row.room_id.clone(), entry);
         }

@@ -17,6 +17,7 @@ mod left;
 pub mod response;
 mod rooms;
 mod state;
+mod sticky;
 mod summary;
 mod timeline;
 pub mod token;

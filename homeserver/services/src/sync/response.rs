@@ -98,6 +98,9 @@ pub struct JoinedRoom {
     pub ephemeral: Events,
     /// The user's account data of the room.
     pub account_data: Events,
+    /// Sticky events that the timeline does not show (MSC4354).
+    #[serde(rename = "msc4354_sticky", skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Events>,
     /// Unread messages: those of the main timeline only, when threads have their own counts.
     pub unread_notifications: UnreadCount,
     /// Unread messages in threads.

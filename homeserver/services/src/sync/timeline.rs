@@ -3,7 +3,7 @@
 use super::build::Build;
 use super::response::Timeline;
 use crate::render::{Shown, render};
-use crate::rooms_read::PageToken;
+use crate::rooms_read::{PageToken, TimelineToken};
 use crate::visibility::{LastJoined, visible_to};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, RoomId};
@@ -161,7 +161,7 @@ impl Build<'_> {
         Ok(Timeline {
             events: self.show(&stretch.events, shown).await?,
             limited: stretch.limited,
-            prev_batch: Some(PageToken(stretch.start).to_string()),
+            prev_batch: Some(TimelineToken { start: stretch.start, seen: self.upto.0 }.to_string()),
         })
     }
 

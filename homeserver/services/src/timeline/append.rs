@@ -31,12 +31,22 @@ pub struct Draft {
     pub redacts: Option<OwnedEventId>,
     /// Another time than now (application services).
     pub timestamp: Option<MilliSecondsSinceUnixEpoch>,
+    /// For how long the event is sticky, milliseconds (MSC4354).
+    pub sticky_ms: Option<u32>,
 }
 
 impl Draft {
     /// A message-like event.
     pub fn message(sender: impl Into<OwnedUserId>, kind: TimelineEventType, content: Box<RawValue>) -> Draft {
-        Draft { sender: sender.into(), kind, state_key: None, content, redacts: None, timestamp: None }
+        Draft {
+            sender: sender.into(),
+            kind,
+            state_key: None,
+            content,
+            redacts: None,
+            timestamp: None,
+            sticky_ms: None,
+        }
     }
 
     /// A state event.
@@ -53,6 +63,7 @@ impl Draft {
             content,
             redacts: None,
             timestamp: None,
+            sticky_ms: None,
         }
     }
 
@@ -64,6 +75,7 @@ impl Draft {
             sender: self.sender.clone(),
             redacts: self.redacts.clone(),
             origin_server_ts: self.timestamp.unwrap_or_else(|| core.clock.now()),
+            sticky_ms: self.sticky_ms,
         }
     }
 }

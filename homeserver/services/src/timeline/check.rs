@@ -6,6 +6,7 @@ use crate::Core;
 use ruma::events::TimelineEventType;
 use ruma::{RoomAliasId, RoomId};
 use serde_json::{Map, Value};
+use waxwing_rooms::owned;
 
 /// Checks the content of a state event of a client.
 ///
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 pub(crate) async fn state_content(core: &Core, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
     let content: Map<String, Value> = serde_json::from_str(draft.content.get())
         .map_err(|_| TimelineError::BadContent("the content must be an object".to_owned()))?;
+    owner(core, room, draft).await?;
     match draft.kind {
         TimelineEventType::RoomCanonicalAlias => aliases(core, room, &content).await,
         TimelineEventType::RoomPowerLevels => {
@@ -24,6 +26,19 @@ pub(crate) async fn state_content(core: &Core, room: &RoomId, draft: &Draft) -> 
         TimelineEventType::RoomCreate => Err(TimelineError::BadContent("a room is created once".to_owned())),
         _ => Ok(()),
     }
+}
+
+/// In room versions whose state may belong to users (MSC3757), a key that begins like a user id must name one.
+async fn owner(core: &Core, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
+    let key = draft.state_key.as_deref().unwrap_or_default();
+    if !key.starts_with('@') || draft.kind == TimelineEventType::RoomMember || owned::owner(key).is_some() {
+        return Ok(());
+    }
+    let row = core.store.read().await?.room_load(room).await?.ok_or(TimelineError::NoRoom)?;
+    if waxwing_rooms::version::has_owned_state(&row.version) {
+        return Err(TimelineError::BadContent("the state key must begin with a user id".to_owned()));
+    }
+    Ok(())
 }
 
 async fn aliases(core: &Core, room: &RoomId, content: &Map<String, Value>) -> Result<(), TimelineError> {

@@ -94,7 +94,7 @@ impl Timeline {
 }
 
 /// The events of the new room in their order, but for the create event.
-struct Plan {
+pub(crate) struct Plan {
     version: RoomVersionId,
     creator: OwnedUserId,
     create: Box<RawValue>,
@@ -105,7 +105,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(
+    /// The events that make the room that is wanted. `profile` is what the creator's member event says beside the
+    /// membership.
+    ///
+    /// # Errors
+    /// [`TimelineError::InvalidParam`] for parameters that contradict each other.
+    pub(crate) fn of(
         timeline: &Timeline,
         wanted: CreateRoom,
         version: RoomVersionId,
@@ -179,7 +184,12 @@ impl Plan {
         })
     }
 
-    async fn run(&self, core: &crate::Core, tx: &mut Tx) -> Result<OwnedRoomId, TimelineError> {
+    /// Makes the room.
+    ///
+    /// # Errors
+    /// [`TimelineError::RoomInUse`] for a taken alias, [`TimelineError::InvalidRoomState`] where the rules forbid one of
+    /// the events.
+    pub(crate) async fn run(&self, core: &crate::Core, tx: &mut Tx) -> Result<OwnedRoomId, TimelineError> {
         if let Some(alias) = &self.alias
             && tx.alias_load(alias).await?.is_some()
         {
@@ -193,6 +203,7 @@ impl Plan {
             sender: self.creator.clone(),
             redacts: None,
             origin_server_ts: now,
+            sticky_ms: None,
         };
         let create = append_create(core, tx, &self.version, self.room_id.clone(), draft).await?;
         let room = create.room_id.clone();
@@ -289,6 +300,8 @@ fn power_levels(
         }
     }
     let tombstone = if privileged { 150 } else { 100 };
+    // Where everyone may join, inviting means to vouch for somebody; elsewhere members bring in whom they like.
+    let invite = if wanted.preset == Preset::PublicChat { 50 } else { 0 };
     let mut levels = match json!({
         "users": users,
         "users_default": 0,
@@ -299,7 +312,7 @@ fn power_levels(
         },
         "events_default": 0,
         "state_default": 50,
-        "ban": 50, "kick": 50, "redact": 50, "invite": 0,
+        "ban": 50, "kick": 50, "redact": 50, "invite": invite,
     }) {
         Value::Object(levels) => levels,
         _ => Map::new(),

@@ -2,6 +2,7 @@
 
 use super::append::state_events;
 use super::error::TimelineError;
+use super::successor;
 use crate::{Core, keys};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
+use waxwing_rooms::client_json::sticky_duration;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::{PowerLevels, parse, redact};
 use waxwing_storage::{Fact, MemberRow, NewRow, RoomRow, StoredEvent, Tx};
@@ -34,6 +36,9 @@ pub(crate) fn member_target(event: &Event) -> Option<OwnedUserId> {
 struct RelatesTo {
     #[serde(rename = "m.relates_to")]
     relates_to: Option<Relation>,
+    /// The name that MSC2836 gave it.
+    #[serde(rename = "m.relationship")]
+    relationship: Option<Relation>,
 }
 
 #[derive(Deserialize)]
@@ -47,7 +52,8 @@ pub(crate) fn relation(event: &Event) -> Option<(OwnedEventId, String)> {
     if event.is_state() {
         return None;
     }
-    let relation = event.content_as::<RelatesTo>().ok()?.relates_to?;
+    let content = event.content_as::<RelatesTo>().ok()?;
+    let relation = content.relates_to.or(content.relationship)?;
     Some((relation.event_id?, relation.rel_type?))
 }
 
@@ -96,12 +102,34 @@ pub(crate) async fn apply(
     event: &Arc<Event>,
 ) -> Result<(), TimelineError> {
     if let Some(row) = member_row(event) {
+        let enters = row.membership == "join"
+            && core.is_local(&row.user_id)
+            && tx.member_load(&row.room_id, &row.user_id).await?.is_none_or(|row| row.membership != "join");
         member_save(core, tx, &row).await?;
+        if enters {
+            successor::entered(tx, &row.user_id, &row.room_id, state_after).await?;
+        }
+    }
+    if let Some(key) = &event.state_key {
+        tx.delayed_events_overtaken(&event.room_id, &event.kind.to_string(), key, &event.sender).await?;
+    }
+    if event.is_state_of(&StateEventType::RoomTombstone, "") {
+        successor::replaced(tx, event).await?;
     }
     if event.kind == TimelineEventType::RoomRedaction && !event.is_state() {
         redaction(tx, version, state_after, event).await?;
     }
+    if let Some(until) = sticky_until(event, core.now()) {
+        tx.sticky_event_add(&event.room_id, &event.event_id, core.now(), until).await?;
+    }
     Ok(())
+}
+
+/// Until when an event is sticky, if it is one, by the sender's clock and ours, whichever is earlier (MSC4354).
+fn sticky_until(event: &Event, now: u64) -> Option<u64> {
+    let duration = sticky_duration(event)?;
+    let until = u64::from(event.origin_server_ts.get()).min(now).saturating_add(duration);
+    (until > now).then_some(until)
 }
 
 /// Saves a membership; who began or ceased to be in the room is told to those who follow device lists.

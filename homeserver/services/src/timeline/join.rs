@@ -126,7 +126,8 @@ impl Timeline {
         Ok(())
     }
 
-    /// Servers that may help with a room: those named, the inviter's, those that were in it, in this order.
+    /// Servers that may help with a room: those named and the inviter's, in this order; where there are none, those that
+    /// were in it, and the one that the room's id names.
     pub(crate) async fn helpers(
         &self,
         room: &RoomId,
@@ -140,12 +141,15 @@ impl Timeline {
         {
             servers.push(row.sender.server_name().to_owned());
         }
-        servers.extend(conn.servers_in(room).await?);
-        if let Some(name) = room.server_name() {
-            servers.push(name.to_owned());
-        }
         let mut seen = std::collections::BTreeSet::new();
         servers.retain(|server| *server != self.core.server_name && seen.insert(server.clone()));
+        if servers.is_empty() {
+            servers.extend(conn.servers_in(room).await?);
+            if let Some(name) = room.server_name() {
+                servers.push(name.to_owned());
+            }
+            servers.retain(|server| *server != self.core.server_name && seen.insert(server.clone()));
+        }
         Ok(servers)
     }
 
@@ -250,10 +254,11 @@ pub(crate) async fn authorise_restricted(
         else {
             continue;
         };
-        match tx.member_load(&other, user).await? {
-            Some(row) if row.membership == "join" => allowed = true,
-            _ if tx.local_joined_count(&other).await? == 0 => unknown = true,
-            _ => {}
+        if tx.local_joined_count(&other).await? == 0 {
+            // What was known of a room that we have left may not hold any more.
+            unknown = true;
+        } else if tx.member_load(&other, user).await?.is_some_and(|row| row.membership == "join") {
+            allowed = true;
         }
     }
     if !allowed {

@@ -151,9 +151,12 @@ impl Timeline {
         let mut row = row.clone();
         row.membership = "leave".to_owned();
         row.sender = row.user_id.clone();
-        if let Some(event) = event {
-            row.event_id = event;
-        }
+        row.event_id = match event {
+            Some(event) => event,
+            // No event says so; the invitation's id must not pass for it.
+            None => OwnedEventId::try_from(format!("${}", waxwing_model::opaque_id(43)))
+                .map_err(|error| TimelineError::Internal(error.to_string()))?,
+        };
         self.save_outside(row).await
     }
 

@@ -7,21 +7,27 @@ pub(crate) mod effects;
 mod error;
 mod invite;
 pub(crate) mod join;
+mod later;
 pub(crate) mod membership;
 mod outside;
 mod persist;
 mod port;
+mod redact_related;
 mod resolve;
 mod send;
+mod successor;
 
 pub use append::Draft;
 pub(crate) use append::raw;
+pub(crate) use create::Plan as RoomPlan;
 pub use create::{CreateRoom, Preset};
 pub(crate) use effects::relation;
 pub use error::TimelineError;
 pub use join::JoinRoom;
 pub use membership::Removal;
+pub use redact_related::WithRelations;
 pub use send::Repeatable;
+pub(crate) use send::must_be_joined;
 
 use crate::Core;
 use crate::appservices::Queries;

@@ -152,7 +152,11 @@ impl Timeline {
     }
 
     /// Where a redaction's target stands: below version 11 beside the content, later in it. Clients may write either.
-    async fn settle_redaction(&self, room: &RoomId, draft: &mut Draft) -> Result<(), TimelineError> {
+    pub(super) async fn settle_redaction(
+        &self,
+        room: &RoomId,
+        draft: &mut Draft,
+    ) -> Result<(), TimelineError> {
         #[derive(Deserialize)]
         struct Content {
             redacts: Option<OwnedEventId>,
@@ -227,7 +231,11 @@ pub(crate) async fn must_be_joined(tx: &mut Tx, room: &RoomId, user: &UserId) ->
 }
 
 /// The event that holds the entry now, when it says the same already.
-async fn unchanged(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<Option<OwnedEventId>, TimelineError> {
+pub(super) async fn unchanged(
+    tx: &mut Tx,
+    room: &RoomId,
+    draft: &Draft,
+) -> Result<Option<OwnedEventId>, TimelineError> {
     let row = room_row(tx, room).await?;
     let Some(key) = &draft.state_key else { return Ok(None) };
     let entry = state_key(StateEventType::from(draft.kind.to_string()), key.clone());
@@ -243,7 +251,7 @@ fn same_json(one: &RawValue, other: &RawValue) -> bool {
 }
 
 /// A user may redact what is theirs; others' events only with the room's redact level.
-async fn check_redaction(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
+pub(super) async fn check_redaction(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
     let row = room_row(tx, room).await?;
     let Some(target_id) = &draft.redacts else { return Ok(()) };
     let target = tx.events_known(std::slice::from_ref(target_id)).await?.pop();
@@ -273,7 +281,7 @@ struct Relation {
 
 /// The same reaction twice, or a thread on an event that is in a relation itself, is refused.
 /// <https://spec.matrix.org/v1.19/client-server-api/#server-behaviour-for-mreaction>
-async fn check_relation(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
+pub(super) async fn check_relation(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
     let Ok(RelatesTo { relates_to: Some(relation) }) = serde_json::from_str(draft.content.get()) else {
         return Ok(());
     };

@@ -6,6 +6,8 @@ mod listing;
 mod spaces;
 mod upgrade;
 
+pub(crate) use listing::PublicList;
+
 use crate::routes::RouterExt;
 use crate::state::Api;
 use axum::Router;
@@ -16,8 +18,8 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(aliases::create)
         .ruma(aliases::delete)
         .ruma(aliases::of_room)
-        .ruma(listing::list)
-        .ruma(listing::search)
+        .ruma_json(listing::list)
+        .ruma_json(listing::search)
         .ruma(listing::visibility)
         .ruma(listing::set_visibility)
         .ruma_json(spaces::summary)

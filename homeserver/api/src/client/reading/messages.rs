@@ -1,7 +1,9 @@
 use super::{query_parameter, raw_all, size, viewer};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::Args;
+use crate::extract::{Args, Received, typed};
+use crate::routes::answer;
 use crate::state::Api;
+use axum::response::Response;
 use http::request::Parts;
 use ruma::api::Direction;
 use ruma::api::client::message::get_message_events;
@@ -15,8 +17,18 @@ pub(super) fn filter(parts: &Parts) -> ApiResult<EventFilter> {
     }
 }
 
-/// `GET /rooms/{roomId}/messages`
-pub(super) async fn messages(
+/// `GET /rooms/{roomId}/messages`. Without `dir`, which the specification demands, forwards, as other servers have it.
+pub(super) async fn messages(api: Api, mut received: Received) -> ApiResult<Response> {
+    if query_parameter(&received.parts, "dir").is_none() {
+        let uri = &received.parts.uri;
+        let query = uri.query().map_or_else(|| "dir=f".to_owned(), |query| format!("{query}&dir=f"));
+        let uri = http::Uri::try_from(format!("{}?{query}", uri.path()));
+        received.parts.uri = uri.map_err(ApiError::invalid_param)?;
+    }
+    answer(page(api, typed(received)?).await?)
+}
+
+async fn page(
     api: Api,
     args: Args<get_message_events::v3::Request>,
 ) -> ApiResult<get_message_events::v3::Response> {

@@ -5,11 +5,13 @@ mod members;
 mod messages;
 mod peek;
 mod relations;
+mod relationships;
 mod state;
 
 use crate::routes::RouterExt;
 use crate::state::Api;
 use axum::Router;
+use ruma::api::client::message::get_message_events;
 use ruma::serde::Raw;
 use ruma::{DeviceId, UInt};
 use serde_json::value::RawValue;
@@ -26,11 +28,12 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(members::members)
         .ruma_json(members::joined_members)
         .ruma(members::joined_rooms)
-        .ruma(messages::messages)
+        .untyped::<get_message_events::v3::Request, _, _>(messages::messages)
         .ruma(relations::all)
         .ruma(relations::of_type)
         .ruma(relations::of_types)
         .ruma(relations::threads)
+        .ruma(relationships::relationships)
         .ruma(peek::initial_sync)
         .ruma(peek::events)
 }

@@ -1,6 +1,6 @@
 //! `POST /createRoom`: <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom>
 
-use super::author;
+use super::{author, third_party};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::state::Api;
@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use waxwing_services::accounts::Requester;
 use waxwing_services::timeline::{CreateRoom, Preset};
+
+/// Invitations by an address of one new room: each is some requests to an identity server.
+const MAX_BY_ADDRESS: usize = 20;
 
 #[derive(Deserialize)]
 struct InitialState {
@@ -71,6 +74,12 @@ pub async fn create_room(api: Api, args: Args<v3::Request>) -> ApiResult<v3::Res
         // The room is there: a server that refuses or sleeps does not undo it.
         if let Err(error) = api.timeline.invite(&author, &room_id, user, content).await {
             tracing::info!(room = %room_id, %error, "an invitation of a new room was not taken");
+        }
+    }
+    for invite in request.invite_3pid.into_iter().take(MAX_BY_ADDRESS) {
+        let invite = third_party::wanted(invite);
+        if let Err(error) = api.third_party.invite(&author, &room_id, &invite).await {
+            tracing::info!(room = %room_id, %error, "an invitation by an address to a new room failed");
         }
     }
     Ok(v3::Response::new(room_id))

@@ -1,7 +1,7 @@
 //! Joining, knocking, inviting, leaving, kicking, banning, forgetting:
 //! <https://spec.matrix.org/v1.19/client-server-api/#room-membership>
 
-use super::author;
+use super::{author, third_party, third_party_error};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Args;
 use crate::state::Api;
@@ -10,12 +10,56 @@ use ruma::api::client::membership::{
     ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, kick_user, leave_room,
     unban_user,
 };
-use ruma::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName};
+use ruma::{OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use waxwing_services::third_party::SignedInvite;
 use waxwing_services::timeline::{JoinRoom, Removal};
 
 fn with_reason(reason: Option<String>) -> Map<String, Value> {
     reason.map(|reason| ("reason".to_owned(), reason.into())).into_iter().collect()
+}
+
+/// Fields of a join's body that do not become part of the member event: the server says them itself, or they have a
+/// meaning of their own.
+const NOT_CONTENT: [&str; 6] = [
+    "membership",
+    "displayname",
+    "avatar_url",
+    "join_authorised_via_users_server",
+    "third_party_signed",
+    "third_party_invite",
+];
+
+/// What else the body of a join says becomes content of the member event, as other servers have it.
+fn join_content(json: &[u8]) -> ApiResult<Map<String, Value>> {
+    let mut content: Map<String, Value> =
+        if json.is_empty() { Map::new() } else { crate::extract::json(json)? };
+    content.retain(|field, _| !NOT_CONTENT.contains(&field.as_str()));
+    Ok(content)
+}
+
+/// What an identity server signed of the user who joins: takes up the invitation by an address first.
+async fn take_up(api: &Api, user: &UserId, room: &RoomId, json: &[u8]) -> ApiResult<()> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default)]
+        third_party_signed: Option<Signed>,
+    }
+    #[derive(Deserialize)]
+    struct Signed {
+        sender: OwnedUserId,
+        #[serde(flatten)]
+        signed: SignedInvite,
+    }
+    let body: Body = crate::extract::json(if json.is_empty() { b"{}" } else { json })?;
+    let Some(Signed { sender, mut signed }) = body.third_party_signed else { return Ok(()) };
+    if signed.mxid != user {
+        return Err(ApiError::forbidden("The invitation is of another user"));
+    }
+    // It is part of what was signed.
+    signed.rest.insert("sender".to_owned(), sender.as_str().into());
+    api.third_party.bound(room, &sender, &signed).await.map_err(third_party_error)
 }
 
 /// The room that an id or alias names, and servers that may help with it.
@@ -41,11 +85,12 @@ pub async fn join_by_id(
     args: Args<join_room_by_id::v3::Request>,
 ) -> ApiResult<join_room_by_id::v3::Response> {
     let request = args.request;
+    take_up(&api, &args.requester.user_id, &request.room_id, &args.json).await?;
     let join = JoinRoom {
         author: author(&args.requester),
         room: request.room_id.clone(),
         via: Vec::new(),
-        content: with_reason(request.reason),
+        content: join_content(&args.json)?,
     };
     api.timeline.join(join).await?;
     Ok(join_room_by_id::v3::Response::new(request.room_id))
@@ -58,11 +103,12 @@ pub async fn join(
 ) -> ApiResult<join_room_by_id_or_alias::v3::Response> {
     let request = args.request;
     let (room, via) = find(&api, request.room_id_or_alias, request.via).await?;
+    take_up(&api, &args.requester.user_id, &room, &args.json).await?;
     let join = JoinRoom {
         author: author(&args.requester),
         room: room.clone(),
         via,
-        content: with_reason(request.reason),
+        content: join_content(&args.json)?,
     };
     api.timeline.join(join).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room))
@@ -92,7 +138,14 @@ pub async fn invite(api: Api, args: Args<invite_user::v3::Request>) -> ApiResult
             api.timeline.invite(&author, &request.room_id, &invited.user_id, content).await?;
             Ok(invite_user::v3::Response::new())
         }
-        _ => Err(ApiError::forbidden("this server uses no identity server")),
+        invite_user::v3::InvitationRecipient::ThirdPartyId(invite) => {
+            let author = author(&args.requester);
+            let invite = third_party::wanted(invite);
+            let done = api.third_party.invite(&author, &request.room_id, &invite).await;
+            done.map_err(third_party_error)?;
+            Ok(invite_user::v3::Response::new())
+        }
+        _ => Err(ApiError::bad_json("neither a user nor an address is invited")),
     }
 }
 

@@ -12,6 +12,7 @@ mod push;
 mod receipts;
 mod reports;
 mod search;
+pub(crate) mod thread_subscriptions;
 mod typing;
 
 use crate::state::Api;
@@ -30,5 +31,6 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(receipts::routes())
         .merge(reports::routes())
         .merge(search::routes())
+        .merge(thread_subscriptions::routes())
         .merge(typing::routes())
 }
