@@ -37,6 +37,8 @@ const GUESTS: &[(&str, &str)] = &[
     ("GET", "rooms/{room_id}/state"),
     ("GET", "rooms/{room_id}/members"),
     ("GET", "sync"),
+    ("POST", "sync"),
+    ("POST", "org.matrix.simplified_msc3575/sync"),
     ("PUT", "sendToDevice/{event_type}/{txn_id}"),
     ("GET", "account/whoami"),
     ("GET", "capabilities"),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use waxwing_services::accounts::AuthError;
 use waxwing_services::rooms_read::ReadError;
 use waxwing_services::sync::SyncError;
+use waxwing_services::sync::sliding::SlidingError;
 
 /// An error as it is sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,6 +203,17 @@ impl From<SyncError> for ApiError {
         match error {
             error @ SyncError::BadFilter(_) => ApiError::invalid_param(error),
             SyncError::Store(error) => ApiError::internal(error),
+        }
+    }
+}
+
+impl From<SlidingError> for ApiError {
+    fn from(error: SlidingError) -> ApiError {
+        match error {
+            error @ SlidingError::UnknownPos => {
+                ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownPos, error)
+            }
+            SlidingError::Store(error) => ApiError::internal(error),
         }
     }
 }

@@ -52,6 +52,12 @@ pub(crate) trait RouterExt: Sized {
         F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ApiResult<Response>> + Send + 'static;
 
+    /// At this path, which ruma does not know, a handler that reads the request by itself. A token is needed.
+    fn authenticated<F, Fut>(self, method: Method, path: &str, handler: F) -> Self
+    where
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static;
+
     /// The same, and also without the last variable of the path, which is then empty: state keys.
     fn untyped_empty_last<R, F, Fut>(self, handler: F) -> Self
     where
@@ -80,6 +86,17 @@ impl RouterExt for Router<Api> {
         let paths = all_paths::<R>();
         let run: Run = Arc::new(move |api, received| Box::pin(handler(api, received)));
         register(self, Endpoint::of::<R>(&paths), paths, false, run)
+    }
+
+    fn authenticated<F, Fut>(self, method: Method, path: &str, handler: F) -> Self
+    where
+        F: Fn(Api, Received) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ApiResult<Response>> + Send + 'static,
+    {
+        let run: Run = Arc::new(move |api, received| Box::pin(handler(api, received)));
+        let rules = rules(&method, path, true);
+        let endpoint = Endpoint { filter: filter(&method), scheme: Scheme::Required, rules };
+        register(self, endpoint, vec![path.to_owned()], false, run)
     }
 
     fn ruma<R, F, Fut>(self, handler: F) -> Self

@@ -21,7 +21,7 @@ mod tests;
 pub use codec::Corrupt;
 pub use diff::{Change, conflicts, diff};
 pub use node::{BadNodeId, Entry, Node, NodeId};
-pub use read::{count, entries, entries_of_type, get, get_many};
+pub use read::{count, entries, entries_besides, entries_of_type, get, get_many};
 pub use update::{Update, build, update};
 
 use ruma::events::StateEventType;

@@ -7,7 +7,7 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use waxwing_model::LogPosition;
+use waxwing_model::{Event, LogPosition};
 use waxwing_storage::{Fact, LogRow, Store, StoreResult};
 
 /// Device-list changes remembered: those of the last minutes of a busy server.
@@ -53,6 +53,36 @@ struct RoomFold {
     joined: HashSet<OwnedUserId>,
     /// When anyone's membership of it last changed, since the fold began.
     members_changed: LogPosition,
+    /// When its state beside memberships last changed, since the fold began.
+    state_changed: LogPosition,
+    activity: Activity,
+}
+
+/// When something last happened in a room, since this node's folds began; [`LogPosition::START`]: not since then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Any event of the timeline.
+    pub last: LogPosition,
+    /// One that people look at: a message, a call, a poll.
+    pub bumped: LogPosition,
+}
+
+/// Event types that move a room up in a list of rooms (`bump_stamp` of MSC4186), under all of their names.
+const BUMPS: &[&str] = &[
+    "m.room.create",
+    "m.room.message",
+    "m.room.encrypted",
+    "m.sticker",
+    "m.call.invite",
+    "m.poll.start",
+    "org.matrix.msc3381.poll.start",
+    "m.beacon_info",
+    "org.matrix.msc3672.beacon_info",
+];
+
+/// Whether an event of this type moves its room up in a list of rooms.
+pub fn bumps(event: &Event) -> bool {
+    BUMPS.contains(&event.kind.to_string().as_str())
 }
 
 #[derive(Default)]
@@ -167,6 +197,19 @@ impl Folds {
         changed.max(state.started)
     }
 
+    /// The position after which the room's state beside memberships has not changed.
+    pub fn state_changed(&self, room: &RoomId) -> LogPosition {
+        let state = self.state.read();
+        let changed = state.rooms.get(room).map_or(LogPosition::START, |fold| fold.state_changed);
+        changed.max(state.started)
+    }
+
+    /// When something last happened in each of these rooms, in their order.
+    pub fn activity<'a>(&self, rooms: impl Iterator<Item = &'a OwnedRoomId>) -> Vec<Activity> {
+        let state = self.state.read();
+        rooms.map(|room| state.rooms.get(room).map(|fold| fold.activity).unwrap_or_default()).collect()
+    }
+
     /// The newest to-device message that came for the device.
     pub fn to_device_newest(&self, user: &UserId, device: &str) -> Option<LogPosition> {
         self.state.read().to_device.get(user)?.get(device).copied()
@@ -249,10 +292,31 @@ impl State {
             }
             Effect::None => {}
         }
+        self.apply_activity(row);
         if row.fact == Fact::ToDevice
             && let (Some(user), Some(device)) = (&row.user, &row.reference)
         {
             self.to_device.entry(user.clone()).or_default().insert(device.clone(), row.position);
+        }
+    }
+}
+
+impl State {
+    fn apply_activity(&mut self, row: &LogRow) {
+        let Some(room) = row.room.as_ref().filter(|_| matches!(row.fact, Fact::Event | Fact::State)) else {
+            return;
+        };
+        let fold = self.rooms.entry(room.clone()).or_default();
+        // Of an event that is not at hand anything is assumed.
+        let event = row.event.as_ref().map(|stored| &stored.event);
+        if row.user.is_none() && event.is_none_or(|event| event.is_state()) {
+            fold.state_changed = row.position;
+        }
+        if row.fact == Fact::Event {
+            fold.activity.last = row.position;
+            if event.is_none_or(|event| bumps(event)) {
+                fold.activity.bumped = row.position;
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use waxwing_model::{StateKey, state_key};
 use waxwing_rooms::client_json::{ClientEvent, Unsigned, age};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::membership_of;
-use waxwing_storage::{StoreResult, StoredEvent};
+use waxwing_storage::{StateQuestion, StoreResult, StoredEvent};
 
 /// For whom events are shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -162,11 +162,10 @@ async fn states_before(
         let keys = by_root.entry(root).or_insert_with(|| vec![member.clone()]);
         keys.extend(stored.event.state_entry().filter(|entry| *entry != member));
     }
-    let mut found: HashMap<NodeId, HashMap<StateKey, OwnedEventId>> = HashMap::with_capacity(by_root.len());
-    let mut conn = core.store.read().await?;
-    let mut reader = core.store.state(&mut conn);
-    for (root, keys) in by_root {
-        let ids = reader.get_many(root, &keys).await?;
+    let mut found: HashMap<NodeId, HashMap<StateKey, OwnedEventId>> = HashMap::new();
+    let questions: Vec<StateQuestion> = by_root.into_iter().collect();
+    let answers = core.store.states_get_many(&questions).await?;
+    for ((root, keys), ids) in questions.into_iter().zip(answers) {
         let entries = keys.into_iter().zip(ids).filter_map(|(key, id)| Some((key, id?))).collect();
         found.insert(root, entries);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use waxwing_model::state_key;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::{View, membership_of, user_may_see, visibility_of};
-use waxwing_storage::{StoreResult, StoredEvent};
+use waxwing_storage::{StateQuestion, StoreResult, StoredEvent};
 
 /// Member events looked at to find out when someone was last in a room: invitations rejected, bans, unbans.
 const MAX_MEMBER_STEPS: usize = 20;
@@ -98,14 +98,10 @@ pub async fn visible_to(
         state_key(StateEventType::RoomHistoryVisibility, ""),
         state_key(StateEventType::RoomMember, user.as_str()),
     ];
-    let mut entries: BTreeMap<NodeId, Vec<Option<OwnedEventId>>> = BTreeMap::new();
-    {
-        let mut conn = core.store.read().await?;
-        let mut reader = core.store.state(&mut conn);
-        for root in roots {
-            entries.insert(root, reader.get_many(root, &keys).await?);
-        }
-    }
+    let questions: Vec<StateQuestion> = roots.into_iter().map(|root| (root, keys.to_vec())).collect();
+    let answers = core.store.states_get_many(&questions).await?;
+    let entries: BTreeMap<NodeId, Vec<Option<OwnedEventId>>> =
+        questions.into_iter().map(|(root, _)| root).zip(answers).collect();
     let ids: BTreeSet<OwnedEventId> = entries.values().flatten().flatten().cloned().collect();
     let ids: Vec<OwnedEventId> = ids.into_iter().collect();
     let loaded = core.store.events(&ids).await?;

@@ -41,6 +41,7 @@ mod reports;
 mod rooms;
 mod search;
 mod server_keys;
+mod sliding;
 mod sql;
 mod state;
 mod sticky;
@@ -75,7 +76,8 @@ pub use reports::ReportRow;
 pub use rooms::RoomRow;
 pub use search::{search_text, search_words};
 pub use server_keys::ServerKeyRow;
-pub use state::StateReader;
+pub use sliding::{SlidingChange, SlidingKey, SlidingState};
+pub use state::{StateQuestion, StateReader};
 pub use store::Store;
 pub use sync_reads::Hero;
 pub use tail::Tail;
@@ -114,6 +116,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("rooms", rooms::STATEMENTS),
     ("search", search::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
+    ("sliding", sliding::STATEMENTS),
     ("state", state::STATEMENTS),
     ("sticky", sticky::STATEMENTS),
     ("sync_reads", sync_reads::STATEMENTS),

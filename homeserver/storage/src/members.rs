@@ -13,6 +13,7 @@ statements! {
     REMOVE = "DELETE FROM members WHERE room_id = $1 AND user_id = $2";
     FORGET = "UPDATE members SET forgotten = TRUE WHERE room_id = $1 AND user_id = $2";
     OF_USER = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE user_id = $1";
+    OUTSIDE = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE user_id = $1 AND membership IN ('invite', 'knock', 'leave', 'ban') AND NOT forgotten";
     ONE = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND user_id = $2";
     OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
     LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
@@ -83,6 +84,13 @@ impl Conn {
     pub async fn memberships_of(&mut self, user: &UserId) -> StoreResult<Vec<MemberRow>> {
         let found: Vec<Columns> =
             on_engine!(self, |c| sqlx::query_as(OF_USER).bind(user.as_str()).fetch_all(c).await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// The memberships of `user` other than joined, without forgotten ones.
+    pub async fn memberships_outside(&mut self, user: &UserId) -> StoreResult<Vec<MemberRow>> {
+        let found: Vec<Columns> =
+            on_engine!(self, |c| sqlx::query_as(OUTSIDE).bind(user.as_str()).fetch_all(c).await)?;
         found.into_iter().map(decode).collect()
     }
 

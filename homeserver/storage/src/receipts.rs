@@ -2,13 +2,15 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::statements;
+use crate::sql::{CHUNK, list, padded, statements};
 use crate::{Fact, NewRow, Slot};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use sqlx::AssertSqlSafe;
 
 statements! {
     ONE = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND user_id = $2 AND kind = $3 AND thread = $4";
     OF_ROOM = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND (kind = 'm.read' OR user_id = $2)";
+    AT = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND (user_id = $2 OR (kind = 'm.read' AND event_id IN ($list)))";
     OF_USER_IN_ROOM = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE user_id = $1 AND room_id = $2";
     OF_USER = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE user_id = $1";
     SET = "INSERT INTO receipts (room_id, user_id, kind, thread, event_id, event_sn, data) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (room_id, user_id, kind, thread) DO UPDATE SET event_id = excluded.event_id, event_sn = excluded.event_sn, data = excluded.data";
@@ -75,6 +77,28 @@ impl Conn {
             .bind(viewer.as_str())
             .fetch_all(c)
             .await)?;
+        found.into_iter().map(decode).collect()
+    }
+
+    /// The public receipts at these events of a room, and all of `viewer`.
+    pub async fn receipts_at(
+        &mut self,
+        room: &RoomId,
+        viewer: &UserId,
+        events: &[OwnedEventId],
+    ) -> StoreResult<Vec<ReceiptRow>> {
+        if events.is_empty() {
+            return self.receipts_of_user_in_room(viewer, room).await;
+        }
+        let events = padded(&events[events.len().saturating_sub(CHUNK)..]);
+        let text = list(AT, 3, events.len());
+        let found: Vec<Columns> = on_engine!(self, |c| {
+            let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(room.as_str()).bind(viewer.as_str());
+            for id in &events {
+                query = query.bind(id.as_str());
+            }
+            query.fetch_all(c).await
+        })?;
         found.into_iter().map(decode).collect()
     }
 

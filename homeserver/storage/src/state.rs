@@ -3,6 +3,7 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
+use crate::store::Store;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::OwnedEventId;
@@ -129,6 +130,97 @@ impl StateReader<'_> {
     /// What differs between two states.
     pub async fn diff(&mut self, a: NodeId, b: NodeId) -> StoreResult<Vec<Change>> {
         with_nodes(self.conn, self.cache, self.held.clone(), |nodes| state_tree::diff(nodes, a, b)).await
+    }
+}
+
+/// What one state is asked for.
+pub type StateQuestion = (NodeId, Vec<StateKey>);
+
+/// Answers each question, or says which nodes all of them lack.
+fn answer_all(
+    nodes: &dyn Nodes,
+    questions: &[StateQuestion],
+) -> Result<Vec<Vec<Option<OwnedEventId>>>, NeedNodes> {
+    let mut answers = Vec::with_capacity(questions.len());
+    let mut missing = std::collections::BTreeSet::new();
+    for (root, keys) in questions {
+        match state_tree::get_many(nodes, *root, keys) {
+            Ok(found) => answers.push(keys.iter().map(|key| found.get(key).cloned()).collect()),
+            Err(NeedNodes(ids)) => missing.extend(ids),
+        }
+    }
+    if missing.is_empty() { Ok(answers) } else { Err(NeedNodes(missing.into_iter().collect())) }
+}
+
+impl Store {
+    /// Runs `work` over the nodes in memory, and asks the database only for what they lack.
+    async fn with_state<T>(&self, work: impl Fn(&dyn Nodes) -> Result<T, NeedNodes>) -> StoreResult<T> {
+        let view = View { cache: self.nodes(), held: HashMap::new() };
+        if let Ok(done) = work(&view) {
+            return Ok(done);
+        }
+        let mut conn = self.read().await?;
+        with_nodes(&mut conn, self.nodes(), HashMap::new(), work).await
+    }
+
+    /// The entries of `keys` in one state, in their order. Asks the database only for what memory lacks.
+    pub async fn state_get_many(
+        &self,
+        root: NodeId,
+        keys: &[StateKey],
+    ) -> StoreResult<Vec<Option<OwnedEventId>>> {
+        let found = self.with_state(|nodes| state_tree::get_many(nodes, root, keys)).await?;
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+
+    /// One entry of one state.
+    pub async fn state_get(
+        &self,
+        root: NodeId,
+        kind: StateEventType,
+        key: &str,
+    ) -> StoreResult<Option<OwnedEventId>> {
+        Ok(self.state_get_many(root, &[(kind, key.to_owned())]).await?.pop().flatten())
+    }
+
+    /// Entries of many states at once: the nodes that they need are loaded together.
+    pub async fn states_get_many(
+        &self,
+        questions: &[StateQuestion],
+    ) -> StoreResult<Vec<Vec<Option<OwnedEventId>>>> {
+        self.with_state(|nodes| answer_all(nodes, questions)).await
+    }
+
+    /// All entries of one event type, by state key.
+    pub async fn state_of_type(
+        &self,
+        root: NodeId,
+        kind: &StateEventType,
+    ) -> StoreResult<Vec<(String, OwnedEventId)>> {
+        let found = self.with_state(|nodes| state_tree::entries_of_type(nodes, root, kind)).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// All entries but those of one event type, of which the state has `count`: where that many entries are all that
+    /// lies in the type's part of the tree, that part is not read.
+    pub async fn state_besides(
+        &self,
+        root: NodeId,
+        kind: &StateEventType,
+        count: u64,
+    ) -> StoreResult<Vec<(StateKey, OwnedEventId)>> {
+        let found = self.with_state(|nodes| state_tree::entries_besides(nodes, root, kind, count)).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// What differs between two states.
+    pub async fn state_diff(&self, a: NodeId, b: NodeId) -> StoreResult<Vec<Change>> {
+        self.with_state(|nodes| state_tree::diff(nodes, a, b)).await
+    }
+
+    /// All entries of a state.
+    pub async fn state_entries(&self, root: NodeId) -> StoreResult<Vec<(StateKey, OwnedEventId)>> {
+        Ok(self.with_state(|nodes| state_tree::entries(nodes, root)).await?.into_iter().collect())
     }
 }
 

@@ -15,6 +15,7 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName};
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<BTreeSet<OwnedServerName>>,
     outbox_changed: Notify,
+    /// How often a connection for lookups was given out.
+    lookups: AtomicU64,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
 }
@@ -82,6 +85,7 @@ impl Store {
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
+            lookups: AtomicU64::new(0),
             publishing: Mutex::new(()),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
@@ -102,12 +106,22 @@ impl Store {
 
     /// A connection for lookups. Never hold it while waiting for the network or for a write.
     pub async fn read(&self) -> StoreResult<Conn> {
+        self.inner.lookups.fetch_add(1, Ordering::Relaxed);
         self.inner.pools.reader().await
     }
 
     /// Reads state trees over `conn` through the cache.
     pub fn state<'a>(&'a self, conn: &'a mut Conn) -> StateReader<'a> {
         StateReader { conn, cache: &self.inner.nodes, held: HashMap::new() }
+    }
+
+    /// How often the database was asked for something that memory did not have, since the start.
+    pub fn lookups(&self) -> u64 {
+        self.inner.lookups.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn nodes(&self) -> &NodeCache {
+        &self.inner.nodes
     }
 
     /// Writes: `member` runs inside the next group's transaction, where its lookups see the group's earlier writes,
@@ -175,6 +189,11 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Whether all of these are events that are here, as far as memory knows: `false` may be wrong.
+    pub fn has_in_memory(&self, ids: &[OwnedEventId]) -> bool {
+        ids.iter().all(|id| self.inner.events.peek(id).is_some_and(|stored| !stored.flags.outlier))
     }
 
     /// One event.

@@ -5,11 +5,13 @@ use crate::error::StoreResult;
 use crate::sql::{CHUNK, list, padded, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 use waxwing_model::LogPosition;
 
 statements! {
     LOCAL_MEMBERSHIPS = "SELECT room_id, user_id, membership FROM members WHERE local AND membership IN ('join', 'invite', 'knock') AND NOT forgotten";
     ROOMS_CHANGED = "SELECT DISTINCT room_id FROM log WHERE position > $1 AND position <= $2 AND room_id IN ($list)";
+    NEWEST = "SELECT r.room_id, (SELECT e.sn FROM events e WHERE e.room_id = r.room_id AND e.flags = 0 ORDER BY e.sn DESC LIMIT 1) FROM rooms r WHERE r.room_id IN ($list)";
     HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('join', 'invite') ORDER BY sn, user_id LIMIT 5";
     FORMER_HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('leave', 'ban') ORDER BY sn, user_id LIMIT 5";
     TO_DEVICE_NEWEST = "SELECT user_id, device_id, MAX(position) FROM to_device GROUP BY user_id, device_id";
@@ -52,6 +54,27 @@ impl Conn {
             changed.extend(found.into_iter().filter_map(|(room,)| OwnedRoomId::try_from(room).ok()));
         }
         Ok(changed)
+    }
+
+    /// The number of the newest event of the timeline of each of these rooms that has one.
+    pub async fn rooms_newest_events(
+        &mut self,
+        rooms: &[OwnedRoomId],
+    ) -> StoreResult<HashMap<OwnedRoomId, i64>> {
+        let mut newest = HashMap::with_capacity(rooms.len());
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(NEWEST, 1, chunk.len());
+            let found: Vec<(String, Option<i64>)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            newest.extend(found.into_iter().filter_map(|(room, sn)| Some((room.try_into().ok()?, sn?))));
+        }
+        Ok(newest)
     }
 
     /// Up to five others that a room without a name is named after: the first who joined or were invited, or, where

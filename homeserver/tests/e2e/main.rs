@@ -37,4 +37,5 @@ mod proxy;
 mod push;
 mod rooms;
 mod site;
+mod sliding;
 mod tenants;

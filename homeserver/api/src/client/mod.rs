@@ -16,6 +16,7 @@ mod reading;
 mod register;
 mod registration_tokens;
 pub(crate) mod room;
+mod sliding;
 mod sync;
 mod thirdparty;
 mod threepids;
@@ -27,6 +28,7 @@ use crate::routes::RouterExt;
 use crate::state::Api;
 use axum::Router;
 use axum::routing::get;
+use http::Method;
 use ruma::api::client::device::update_device;
 use ruma::api::client::session::login as ruma_login;
 
@@ -36,6 +38,8 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(discovery())
         .merge(elsewhere::routes())
         .ruma_json(sync::sync)
+        .ruma_json(sliding::deployed)
+        .authenticated(Method::POST, "/_matrix/client/v4/sync", sliding::accepted)
         .merge(room::routes())
         .merge(media::routes())
         .merge(reading::routes())

@@ -87,6 +87,40 @@ pub fn entries_of_type(
     missing.result(own.map(|entry| (entry.key.1, entry.event_id)).collect())
 }
 
+/// All entries but those of one event type, of which the state has `own`: where the type's part of the tree holds no
+/// more than that, nothing else lies there, and it is left out unread.
+pub fn entries_besides(
+    nodes: &(impl Nodes + ?Sized),
+    root: NodeId,
+    kind: &StateEventType,
+    own: u64,
+) -> Result<BTreeMap<StateKey, OwnedEventId>, NeedNodes> {
+    let mut missing = Missing::default();
+    let mut all = Vec::new();
+    let path = Path::of_type(kind);
+    let mut at = Some(root).filter(|root| *root != NodeId::EMPTY);
+    for depth in 0..TYPE_LEVELS {
+        let Some(node) = at.take().and_then(|id| missing.load(nodes, &id)) else { break };
+        all.extend_from_slice(node.own_entries());
+        let Kind::Branch(branch) = &node.0 else { break };
+        for (slot, child) in branch.children.iter().enumerate() {
+            match child {
+                Some(child) if slot == path.slot(depth) => at = Some(*child),
+                Some(child) => collect(nodes, *child, &mut missing, &mut all),
+                None => {}
+            }
+        }
+    }
+    if let Some(id) = at
+        && let Some(node) = missing.load(nodes, &id)
+        && node.count() != own
+    {
+        collect(nodes, id, &mut missing, &mut all);
+    }
+    let others = all.into_iter().filter(|entry| entry.key.0 != *kind);
+    missing.result(others.map(|entry| (entry.key, entry.event_id)).collect())
+}
+
 /// How many entries the state has.
 pub fn count(nodes: &(impl Nodes + ?Sized), root: NodeId) -> Result<u64, NeedNodes> {
     if root == NodeId::EMPTY {

@@ -96,6 +96,11 @@ proptest! {
             let one = get(&tree, root, key).unwrap();
             prop_assert_eq!(one.as_ref(), model.get(key));
             prop_assert_eq!(many.get(key), model.get(key));
+            let others = model.iter().filter(|(other, _)| other.0 != key.0);
+            let others: State = others.map(|(key, id)| (key.clone(), id.clone())).collect();
+            for own in [0, (model.len() - others.len()) as u64] {
+                prop_assert_eq!(&entries_besides(&tree, root, &key.0, own).unwrap(), &others);
+            }
             let of_type = entries_of_type(&tree, root, &key.0).unwrap();
             let expected = model.iter().filter(|(other, _)| other.0 == key.0);
             let expected: BTreeMap<_, _> = expected.map(|(key, id)| (key.1.clone(), id.clone())).collect();

@@ -27,11 +27,12 @@ pub async fn device_changed(core: &Core, tx: &mut Tx, user: &UserId, device: &st
     Ok(())
 }
 
-/// A device of our user is gone: so are its keys and what waited for it.
+/// A device of our user is gone: so are its keys, what waited for it, and where its syncs stood.
 pub async fn device_removed(core: &Core, tx: &mut Tx, user: &UserId, device: &str) -> StoreResult<()> {
     tx.device_keys_delete(user, device).await?;
     tx.one_time_keys_delete(user, device).await?;
     tx.to_device_delete_all(user, device).await?;
+    tx.sliding_remove_device(user, device).await?;
     tx.log_append(NewRow::new(Fact::DeviceList).user(user));
     if !core.settings.federation {
         return Ok(());

@@ -6,13 +6,14 @@ use std::fmt;
 pub struct PageToken(pub i64);
 
 impl PageToken {
-    /// Reads a token of this kind (`t…`), or the position in a token of `/sync` (`s…`): both count the same events.
+    /// Reads a token of this kind (`t…`), or the position in a token of `/sync` (`s…`) or
+    /// of sliding sync (`p…`): all count the same events.
     ///
     /// # Errors
     /// [`ReadError::InvalidParam`] for anything else.
     pub fn parse(text: &str) -> Result<PageToken, ReadError> {
         let wrong = ReadError::InvalidParam("unknown pagination token");
-        let Some(rest) = text.strip_prefix(['t', 's']) else { return Err(wrong) };
+        let Some(rest) = text.strip_prefix(['t', 's', 'p']) else { return Err(wrong) };
         let end = rest
             .char_indices()
             .find(|(index, character)| !(character.is_ascii_digit() || *index == 0 && *character == '-'))
@@ -66,6 +67,7 @@ mod tests {
         let timeline = TimelineToken { start: -3, seen: 12 }.to_string();
         assert_eq!(PageToken::parse(&timeline).unwrap(), PageToken(-3));
         assert_eq!((TimelineToken::seen(&timeline), TimelineToken::seen("t4")), (Some(12), None));
+        assert_eq!(PageToken::parse("p7_99_0_0_0_0").unwrap(), PageToken(7));
         assert_eq!(PageToken::parse(&PageToken(3).to_string()).unwrap(), PageToken(3));
         for wrong in ["", "t", "x5", "5", "t-", "tx"] {
             assert!(PageToken::parse(wrong).is_err(), "{wrong}");

@@ -1,6 +1,7 @@
 //! Account data, and what syncs themselves need of it.
 
 use super::build::Build;
+use super::filter::SyncFilter;
 use super::window::Window;
 use crate::Core;
 use crate::push_rules;
@@ -70,7 +71,8 @@ struct Entry<'a> {
     content: &'a RawValue,
 }
 
-fn entry(kind: &str, content: &str) -> Option<Box<RawValue>> {
+/// An entry as clients get it.
+pub(super) fn entry(kind: &str, content: &str) -> Option<Box<RawValue>> {
     let content = serde_json::from_str(content).ok()?;
     serde_json::value::to_raw_value(&Entry { kind, content }).ok()
 }
@@ -79,6 +81,16 @@ impl Build<'_> {
     /// Account data of no room: all of it for a client that has nothing, else what changed.
     pub async fn account_data(&self, window: &Window) -> StoreResult<Vec<Box<RawValue>>> {
         let whole = self.since.is_none() || self.request.full_state;
+        self.global_account_data(window, whole, &self.request.filter).await
+    }
+
+    /// Account data of no room: all of it (`whole`), or what changed, as far as the filter lets it through.
+    pub async fn global_account_data(
+        &self,
+        window: &Window,
+        whole: bool,
+        filter: &SyncFilter,
+    ) -> StoreResult<Vec<Box<RawValue>>> {
         let global = |row: &&Arc<LogRow>| row.fact == Fact::AccountData && row.room.is_none();
         let changed: BTreeSet<&str> =
             window.own.iter().filter(global).filter_map(|row| row.reference.as_deref()).collect();
@@ -91,23 +103,23 @@ impl Build<'_> {
         for (kind, content) in &entries {
             if kind == push_rules::KIND {
                 push_rules = Some(content.as_str());
-            } else if (whole || changed.contains(kind.as_str())) && self.request.filter.account_data(kind) {
+            } else if (whole || changed.contains(kind.as_str())) && filter.account_data(kind) {
                 events.extend(entry(kind, content));
             }
         }
         for kind in &changed {
             // Removed: said with an empty content.
             let removed = *kind != push_rules::KIND && !entries.iter().any(|(other, _)| other == kind);
-            if removed && self.request.filter.account_data(kind) {
+            if removed && filter.account_data(kind) {
                 events.extend(entry(kind, "{}"));
             }
         }
-        if (whole || changed.contains(push_rules::KIND)) && self.request.filter.account_data(push_rules::KIND)
+        if (whole || changed.contains(push_rules::KIND)) && filter.account_data(push_rules::KIND)
         {
             let content = push_rules::content(self.core(), self.user(), push_rules);
             events.extend(entry(push_rules::KIND, content.get()));
         }
-        Ok(events.into_iter().map(|event| self.request.filter.shape(event)).collect())
+        Ok(events.into_iter().map(|event| filter.shape(event)).collect())
     }
 
     /// The user's account data of a room: all of it (`whole`), or what the rows announce.

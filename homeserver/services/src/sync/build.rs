@@ -68,7 +68,8 @@ impl<'a> Build<'a> {
         answer.rooms = rooms.rooms;
         let mut token = SyncToken::new(self.upto, self.clocks.0, self.clocks.1);
         if let Some(device) = &self.request.viewer.device {
-            let (messages, upto) = self.to_device(device).await?;
+            let after = self.request.since.map_or(LogPosition::START, |since| since.to_device);
+            let (messages, upto) = self.to_device(device, after, usize::MAX).await?;
             answer.to_device.events = messages;
             token.to_device = upto;
             let counts = self.sync.devices.counts(self.core(), self.user(), device, self.upto).await?;

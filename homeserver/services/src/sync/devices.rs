@@ -4,9 +4,10 @@ use super::build::Build;
 use super::response::DeviceLists;
 use super::rooms::Shown;
 use super::window::Window;
-use super::{Sync, SyncError, SyncRequest, SyncToken};
+use super::Sync;
 use crate::Core;
 use crate::keys::device_list_changes;
+use crate::render::Viewer;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::events::StateEventType;
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use waxwing_model::LogPosition;
-use waxwing_storage::{Fact, LogRow, StoreResult, StoredEvent};
+use waxwing_storage::{Fact, LogRow, StoreError, StoreResult, StoredEvent};
 
 /// To-device messages of one answer: more follow in the next.
 const MAX_MESSAGES: i64 = 100;
@@ -75,17 +76,17 @@ impl Devices {
 }
 
 impl Sync {
-    /// The client came back with a token: it has the messages that were sent with it, and they go.
+    /// The client came back with a token: it has the messages up to `upto` that were sent with it, and they go.
     pub(super) async fn acknowledge_to_device(
         &self,
-        request: &SyncRequest,
-        since: &SyncToken,
-    ) -> Result<(), SyncError> {
-        let Some(device) = &request.viewer.device else { return Ok(()) };
-        let key = (request.viewer.user.clone(), device.clone());
+        viewer: &Viewer,
+        upto: LogPosition,
+    ) -> Result<(), StoreError> {
+        let Some(device) = &viewer.device else { return Ok(()) };
+        let key = (viewer.user.clone(), device.clone());
         let folds = self.notifier.folds();
         let Some(newest) = folds.to_device_newest(&key.0, &key.1) else { return Ok(()) };
-        let upto = since.to_device.min(newest);
+        let upto = upto.min(newest);
         if self.devices.deleted.lock().get(&key).is_some_and(|deleted| *deleted >= upto) {
             return Ok(());
         }
@@ -108,7 +109,7 @@ impl Sync {
                 let (user, name) = (user.clone(), name.clone());
                 Box::pin(async move {
                     tx.to_device_delete_upto(&user, &name, upto).await?;
-                    Ok::<_, waxwing_storage::StoreError>(())
+                    Ok::<_, StoreError>(())
                 })
             })
             .await?;
@@ -118,18 +119,23 @@ impl Sync {
 }
 
 impl Build<'_> {
-    /// Messages to the device, and up to where they go.
-    pub async fn to_device(&self, device: &str) -> StoreResult<(Vec<Box<RawValue>>, LogPosition)> {
-        let after = self.request.since.map_or(LogPosition::START, |since| since.to_device);
+    /// Messages to the device after `after`, at most `limit`, and up to where they go.
+    pub async fn to_device(
+        &self,
+        device: &str,
+        after: LogPosition,
+        limit: usize,
+    ) -> StoreResult<(Vec<Box<RawValue>>, LogPosition)> {
         let newest = self.sync.notifier.folds().to_device_newest(self.user(), device);
         if newest.is_none_or(|newest| newest <= after) {
-            return Ok((Vec::new(), self.upto));
+            return Ok((Vec::new(), self.upto.max(after)));
         }
+        let limit = i64::try_from(limit).unwrap_or(MAX_MESSAGES).clamp(1, MAX_MESSAGES);
         let mut conn = self.core().store.read().await?;
-        let found = conn.to_device_load(self.user(), device, after, self.upto, MAX_MESSAGES).await?;
+        let found = conn.to_device_load(self.user(), device, after, self.upto, limit).await?;
         drop(conn);
-        let cut = found.len() as i64 == MAX_MESSAGES;
-        let upto = found.last().filter(|_| cut).map_or(self.upto, |(position, _)| *position);
+        let cut = found.len() as i64 == limit;
+        let upto = found.last().filter(|_| cut).map_or(self.upto.max(after), |(position, _)| *position);
         Ok((found.into_iter().map(|(_, message)| message).collect(), upto))
     }
 
@@ -200,9 +206,7 @@ impl Build<'_> {
     async fn was_joined_at(&self, stored: &StoredEvent, user: &UserId) -> StoreResult<bool> {
         let Some(root) = stored.state_before else { return Ok(false) };
         let store = &self.core().store;
-        let mut conn = store.read().await?;
-        let before = store.state(&mut conn).get(root, StateEventType::RoomMember, user.as_str()).await?;
-        drop(conn);
+        let before = store.state_get(root, StateEventType::RoomMember, user.as_str()).await?;
         let Some(before) = before else { return Ok(false) };
         let member = store.event(&before).await?;
         Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use waxwing_storage::{Fact, ReceiptRow, StoreResult};
+use waxwing_storage::{Fact, LogRow, ReceiptRow, StoreResult};
 
 /// Changes of presence are told at most this often: each wakes everyone who shares a room.
 const PRESENCE_EVERY: Duration = Duration::from_millis(250);
@@ -87,7 +87,7 @@ impl Build<'_> {
         if view.typing && self.request.filter.ephemeral(room, "m.typing") {
             let mut typists = self.sync.typing.typists(room);
             typists.retain(|user| !self.ignored.contains(user));
-            events.extend(raw(&json!({ "type": "m.typing", "content": { "user_ids": typists } })));
+            events.extend(typing_event(&typists));
         }
         if self.request.filter.ephemeral(room, "m.receipt") {
             events.extend(self.receipts(room, view).await?);
@@ -97,9 +97,17 @@ impl Build<'_> {
 
     async fn receipts(&self, room: &RoomId, view: &View<'_>) -> StoreResult<Option<Box<RawValue>>> {
         let whole = view.anew || matches!(view.rows, super::window::RoomRows::Many);
-        let changed: BTreeSet<(&str, &str, &str)> = view
-            .rows
-            .rows()
+        let receipts = if whole {
+            self.core().store.read().await?.receipts_of_room(room, self.user()).await?
+        } else {
+            self.receipts_of_rows(room, view.rows.rows()).await?
+        };
+        Ok(receipt_event(&receipts))
+    }
+
+    /// The receipts that these rows announce and the user may see.
+    pub async fn receipts_of_rows(&self, room: &RoomId, rows: &[Arc<LogRow>]) -> StoreResult<Vec<ReceiptRow>> {
+        let changed: BTreeSet<(&str, &str, &str)> = rows
             .iter()
             .filter(|row| row.fact == Fact::Receipt)
             .filter_map(|row| {
@@ -108,27 +116,23 @@ impl Build<'_> {
             })
             .filter(|(user, kind, _)| *kind == "m.read" || *user == self.user().as_str())
             .collect();
-        if !whole && changed.is_empty() {
-            return Ok(None);
+        if changed.is_empty() {
+            return Ok(Vec::new());
         }
         let mut conn = self.core().store.read().await?;
-        let receipts = if whole || changed.len() > 20 {
+        if changed.len() > 20 {
             let mut all = conn.receipts_of_room(room, self.user()).await?;
-            let named = |row: &ReceiptRow| {
+            all.retain(|row| {
                 changed.contains(&(row.user_id.as_str(), row.kind.as_str(), row.thread.as_str()))
-            };
-            all.retain(|row| whole || named(row));
-            all
-        } else {
-            let mut some = Vec::with_capacity(changed.len());
-            for (user, kind, thread) in changed {
-                let Ok(user) = UserId::parse(user) else { continue };
-                some.extend(conn.receipt_load(room, &user, kind, thread).await?);
-            }
-            some
-        };
-        drop(conn);
-        Ok(receipt_event(&receipts))
+            });
+            return Ok(all);
+        }
+        let mut some = Vec::with_capacity(changed.len());
+        for (user, kind, thread) in changed {
+            let Ok(user) = UserId::parse(user) else { continue };
+            some.extend(conn.receipt_load(room, &user, kind, thread).await?);
+        }
+        Ok(some)
     }
 
     /// Presence of those who share a room with the user: what changed, and everything of those who are new.
@@ -194,6 +198,11 @@ impl Build<'_> {
         }
         Ok(newcomers)
     }
+}
+
+/// Who types, as clients get it.
+pub(super) fn typing_event(typists: &[OwnedUserId]) -> Option<Box<RawValue>> {
+    raw(&json!({ "type": "m.typing", "content": { "user_ids": typists } }))
 }
 
 /// One user's presence as an event.

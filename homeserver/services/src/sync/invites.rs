@@ -44,7 +44,7 @@ impl Build<'_> {
         }
         match self.core().store.event(&row.event_id).await? {
             Some(stored) => events.extend(stripped::strip(&stored.event)),
-            None => events.extend(made_member(row)),
+            None => events.extend(own_member(row)),
         }
         Ok(events)
     }
@@ -76,7 +76,7 @@ fn is_own_member(event: &RawValue, row: &MemberRow) -> bool {
 }
 
 /// A member event that is not here, from what is known of it.
-fn made_member(row: &MemberRow) -> Option<Box<RawValue>> {
+pub(super) fn own_member(row: &MemberRow) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&serde_json::json!({
         "type": "m.room.member",
         "sender": row.sender,

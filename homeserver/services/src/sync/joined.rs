@@ -77,13 +77,14 @@ impl Build<'_> {
 
     async fn joined_stretch(&self, room: &RoomId, view: &View<'_>) -> StoreResult<Stretch> {
         let end = self.upto.0 + 1;
+        let limit = self.request.filter.timeline_limit();
         match (view.anew, view.rows) {
-            (true, _) => self.stretch_backward(room, end, None, LastJoined::Now).await,
+            (true, _) => self.stretch_backward(room, end, None, LastJoined::Now, limit).await,
             (false, RoomRows::Many) => {
                 let floor = self.since.map(|since| since.0);
-                self.stretch_backward(room, end, floor, LastJoined::Now).await
+                self.stretch_backward(room, end, floor, LastJoined::Now, limit).await
             }
-            (false, RoomRows::All(rows)) => self.stretch_of_rows(room, rows, None).await,
+            (false, RoomRows::All(rows)) => self.stretch_of_rows(room, rows, None, limit).await,
         }
     }
 
@@ -99,7 +100,7 @@ impl Build<'_> {
             return Ok(StateSection::new(Vec::new(), wanted));
         }
         let mut entries = match (view.whole, view.current) {
-            (true, Some(current)) => self.state_whole(current, stretch).await?,
+            (true, Some(current)) => self.state_whole(room, current, stretch).await?,
             _ => self.state_changed(room, view.rows, view.current, stretch).await?,
         };
         let heroes = summary.heroes.as_deref().unwrap_or_default();

@@ -51,10 +51,11 @@ impl Build<'_> {
             Some(RoomRows::Many) | None => &[],
         };
         let rows = &rows[..rows.partition_point(|row| row.position <= end)];
+        let limit = self.request.filter.timeline_limit();
         let stretch = if rows.is_empty() {
-            self.stretch_backward(room, end.0 + 1, self.since.map(|since| since.0), last).await?
+            self.stretch_backward(room, end.0 + 1, self.since.map(|since| since.0), last, limit).await?
         } else {
-            self.stretch_of_rows(room, rows, Some(last)).await?
+            self.stretch_of_rows(room, rows, Some(last), limit).await?
         };
         let entries = if !change.was_joined && change.joined_between {
             self.state_at_leave(leave.as_deref(), &stretch).await?
@@ -108,7 +109,7 @@ impl Build<'_> {
         let Some((leave, root)) = leave.and_then(|leave| Some((leave, leave.state_before?))) else {
             return Ok(Entries::new());
         };
-        let mut entries = self.state_whole(root, stretch).await?;
+        let mut entries = self.state_whole(&leave.event.room_id, root, stretch).await?;
         if let Some(entry) = leave.event.state_entry()
             && (!stretch.contains(&leave.event.event_id) || self.request.state != super::StateWanted::Before)
         {
@@ -131,8 +132,8 @@ impl Build<'_> {
             let (last, end) = last_stay(self.core(), self.user(), &row.room_id).await?;
             let entry = match end {
                 Some(end) => {
-                    let stretch =
-                        self.stretch_backward(&row.room_id, end.sn.saturating_add(1), None, last).await?;
+                    let (end_sn, limit) = (end.sn.saturating_add(1), self.request.filter.timeline_limit());
+                    let stretch = self.stretch_backward(&row.room_id, end_sn, None, last, limit).await?;
                     let entries = self.state_at_leave(Some(&*end), &stretch).await?;
                     self.left_entry(&row.room_id, entries, stretch, true).await?
                 }

@@ -16,6 +16,7 @@ mod lazy;
 mod left;
 pub mod response;
 mod rooms;
+pub mod sliding;
 mod state;
 mod sticky;
 mod summary;
@@ -88,6 +89,8 @@ pub struct Sync {
     lazy: lazy::SentMembers,
     summaries: summary::Summaries,
     devices: devices::Devices,
+    facts: sliding::Facts,
+    states: sliding::States,
     stop: CancellationToken,
 }
 
@@ -108,6 +111,8 @@ impl Sync {
             lazy: lazy::SentMembers::default(),
             summaries: summary::Summaries::default(),
             devices: devices::Devices::default(),
+            facts: sliding::Facts::default(),
+            states: sliding::States::default(),
             core,
             notifier,
             typing,
@@ -143,7 +148,7 @@ impl Sync {
         let follower = self.notifier.follow(&request.viewer.user);
         if let Some(since) = &request.since {
             self.notifier.reach(since.position, started + CATCH_UP).await;
-            self.acknowledge_to_device(request, since).await?;
+            self.acknowledge_to_device(&request.viewer, since.to_device).await?;
         }
         // What was written before this request came shows in its answer.
         self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;

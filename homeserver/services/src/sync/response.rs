@@ -230,7 +230,8 @@ pub struct DeviceLists {
 }
 
 impl DeviceLists {
-    fn is_empty(&self) -> bool {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.left.is_empty()
     }
 }

@@ -151,7 +151,7 @@ impl Build<'_> {
     }
 
     /// The rooms in which the user's own membership changed, or its member event did.
-    async fn own_changes(&self, window: &Window) -> StoreResult<BTreeMap<OwnedRoomId, OwnChange>> {
+    pub async fn own_changes(&self, window: &Window) -> StoreResult<BTreeMap<OwnedRoomId, OwnChange>> {
         let mut by_room: BTreeMap<&RoomId, Vec<&Arc<LogRow>>> = BTreeMap::new();
         for row in window.own.iter().filter(|row| is_membership(row)) {
             if let Some(room) = &row.room {
@@ -201,10 +201,7 @@ impl Build<'_> {
             return Ok(false);
         };
         let store = &self.core().store;
-        let mut conn = store.read().await?;
-        let user = self.user().as_str();
-        let before = store.state(&mut conn).get(root, StateEventType::RoomMember, user).await?;
-        drop(conn);
+        let before = store.state_get(root, StateEventType::RoomMember, self.user().as_str()).await?;
         let Some(before) = before else { return Ok(false) };
         let stored = store.event(&before).await?;
         Ok(stored.is_some_and(|stored| membership_of(Some(&stored.event)).as_str() == "join"))

@@ -70,26 +70,38 @@ impl Build<'_> {
         since: i64,
         stretch: &Stretch,
     ) -> StoreResult<Entries> {
-        let mut conn = self.core().store.read().await?;
-        let first = conn.events_forward(room, since, 1).await?;
+        let first = self.core().store.read().await?.events_forward(room, since, 1).await?;
         let Some(before) = first.first().and_then(|stored| stored.state_before) else {
             return Ok(Entries::new());
         };
-        let changes = self.core().store.state(&mut conn).diff(before, current).await?;
-        drop(conn);
+        let changes = self.core().store.state_diff(before, current).await?;
         let changed = changes.into_iter().filter_map(|change| Some((change.key, change.after?)));
         self.up_to_timeline(changed.collect(), stretch).await
     }
 
     /// The whole state, but for member events when those are loaded lazily.
-    pub async fn state_whole(&self, current: NodeId, stretch: &Stretch) -> StoreResult<Entries> {
-        let mut conn = self.core().store.read().await?;
-        let entries = self.core().store.state(&mut conn).entries(current).await?;
-        drop(conn);
-        let lazy = self.request.filter.lazy_load().is_some();
-        let kept = |kind: &StateEventType| !(lazy && *kind == StateEventType::RoomMember);
-        let entries = entries.into_iter().filter(|((kind, _), _)| kept(kind)).collect();
-        self.up_to_timeline(entries, stretch).await
+    pub async fn state_whole(
+        &self,
+        room: &RoomId,
+        current: NodeId,
+        stretch: &Stretch,
+    ) -> StoreResult<Entries> {
+        let entries = if self.request.filter.lazy_load().is_some() {
+            self.state_besides_members(room, current).await?
+        } else {
+            self.core().store.state_entries(current).await?
+        };
+        self.up_to_timeline(entries.into_iter().collect(), stretch).await
+    }
+
+    /// A state without member events, which are not read where it is known how many there are.
+    pub async fn state_besides_members(
+        &self,
+        room: &RoomId,
+        root: NodeId,
+    ) -> StoreResult<Vec<(StateKey, OwnedEventId)>> {
+        let members = self.member_counts(room).await?.all;
+        self.core().store.state_besides(root, &StateEventType::RoomMember, members).await
     }
 
     /// Entries as they are at the end of the timeline, taken back to its start if the client wants that: where an
@@ -107,8 +119,7 @@ impl Build<'_> {
         }
         let mut before = vec![None; moved.len()];
         if let Some(root) = stretch.events.first().and_then(|stored| stored.state_before) {
-            let mut conn = self.core().store.read().await?;
-            before = self.core().store.state(&mut conn).get_many(root, &moved).await?;
+            before = self.core().store.state_get_many(root, &moved).await?;
         }
         for (key, held) in moved.into_iter().zip(before) {
             match held {
@@ -147,9 +158,7 @@ impl Build<'_> {
         let root = current.or_else(|| last.and_then(|stored| stored.state_before));
         let sent = (!whole && !redundant).then_some(self.since).flatten();
         if let (Some(root), false) = (root, keys.is_empty()) {
-            let mut conn = self.core().store.read().await?;
-            let found = self.core().store.state(&mut conn).get_many(root, &keys).await?;
-            drop(conn);
+            let found = self.core().store.state_get_many(root, &keys).await?;
             let mut members: Entries =
                 keys.into_iter().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
             if let Some(since) = sent {

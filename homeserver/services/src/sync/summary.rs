@@ -13,11 +13,12 @@ use waxwing_storage::StoreResult;
 /// Rooms of which the counts are kept.
 const ROOMS: usize = 20_000;
 
-/// Joined and invited members.
+/// Joined and invited members, and all who have or had a membership.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub joined: u64,
     pub invited: u64,
+    pub all: u64,
 }
 
 /// Counts, with the position at which they were read.
@@ -42,6 +43,7 @@ impl Build<'_> {
         let read = self.sync.notifier.folds().head();
         let mut counts = Counts::default();
         for (membership, count) in self.core().store.read().await?.member_counts(room).await? {
+            counts.all += count as u64;
             match membership.as_str() {
                 "join" => counts.joined = count as u64,
                 "invite" => counts.invited = count as u64,
@@ -68,9 +70,7 @@ impl Build<'_> {
     async fn is_named(&self, root: NodeId) -> StoreResult<bool> {
         let fields = [(StateEventType::RoomName, "name"), (StateEventType::RoomCanonicalAlias, "alias")];
         let keys: Vec<_> = fields.iter().map(|(kind, _)| state_key(kind.clone(), "")).collect();
-        let mut conn = self.core().store.read().await?;
-        let ids = self.core().store.state(&mut conn).get_many(root, &keys).await?;
-        drop(conn);
+        let ids = self.core().store.state_get_many(root, &keys).await?;
         for (id, (_, field)) in ids.iter().zip(&fields) {
             let Some(id) = id else { continue };
             let Some(stored) = self.core().store.event(id).await? else { continue };

@@ -68,7 +68,7 @@ impl Picker<'_> {
 }
 
 impl Build<'_> {
-    async fn picker(&self, room: &RoomId, may_have_gaps: bool) -> StoreResult<Picker<'_>> {
+    async fn picker(&self, room: &RoomId, limit: usize, may_have_gaps: bool) -> StoreResult<Picker<'_>> {
         let missing = if may_have_gaps {
             self.core().store.read().await?.backward_extremities(room).await?
         } else {
@@ -76,24 +76,28 @@ impl Build<'_> {
         };
         Ok(Picker {
             build: self,
-            limit: self.request.filter.timeline_limit(),
+            limit,
             missing: missing.into_iter().collect(),
             picked: Vec::new(),
             limited: false,
         })
     }
 
-    /// Only what comes from elsewhere, or brings us in, can follow events that are not here.
+    /// Only what comes from elsewhere, or brings us in, can follow events that are not here; what follows events that
+    /// memory has does not.
     fn may_follow_gap(&self, event: &Event) -> bool {
-        !self.core().is_local(&event.sender) || event.kind == TimelineEventType::RoomMember
+        let from_here = self.core().is_local(&event.sender) && event.kind != TimelineEventType::RoomMember;
+        !from_here && !self.core().store.has_in_memory(&event.prev_events)
     }
 
-    /// The stretch that these rows announce. With `last`, what the user may not see is left out.
+    /// The stretch that these rows announce, `limit` events at most. With `last`, what the user may not see is left
+    /// out.
     pub async fn stretch_of_rows(
         &self,
         room: &RoomId,
         rows: &[Arc<LogRow>],
         last: Option<LastJoined>,
+        limit: usize,
     ) -> StoreResult<Stretch> {
         let events = rows.iter().filter(|row| row.fact == Fact::Event).filter_map(|row| row.event.clone());
         let mut events: Vec<Arc<StoredEvent>> = events.filter(|stored| stored.flags.visible()).collect();
@@ -105,7 +109,7 @@ impl Build<'_> {
             events.retain(|stored| visible.contains(&stored.sn) || own(&stored.event));
         }
         let gaps = events.iter().any(|stored| self.may_follow_gap(&stored.event));
-        let mut picker = self.picker(room, gaps).await?;
+        let mut picker = self.picker(room, limit, gaps).await?;
         for stored in events.iter().rev() {
             if !picker.take(stored) {
                 break;
@@ -114,15 +118,17 @@ impl Build<'_> {
         Ok(picker.done(self.upto.0))
     }
 
-    /// The stretch that ends with the events below `before` and goes no further back than `floor`.
+    /// The stretch that ends with the events below `before` and goes no further back than `floor`, `limit` events at
+    /// most.
     pub async fn stretch_backward(
         &self,
         room: &RoomId,
         before: i64,
         floor: Option<i64>,
         last: LastJoined,
+        limit: usize,
     ) -> StoreResult<Stretch> {
-        let mut picker = self.picker(room, true).await?;
+        let mut picker = self.picker(room, limit, true).await?;
         if picker.limit == 0 {
             picker.limited = true;
             return Ok(picker.done(before - 1));

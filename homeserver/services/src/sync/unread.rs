@@ -320,9 +320,7 @@ impl Unread {
     async fn was_joined(&self, user: &UserId, stored: &StoredEvent) -> StoreResult<bool> {
         let Some(root) = stored.state_before else { return Ok(false) };
         let store = &self.core.store;
-        let mut conn = store.read().await?;
-        let before = store.state(&mut conn).get(root, StateEventType::RoomMember, user.as_str()).await?;
-        drop(conn);
+        let before = store.state_get(root, StateEventType::RoomMember, user.as_str()).await?;
         let Some(before) = before else { return Ok(false) };
         let member = store.event(&before).await?;
         Ok(member.is_some_and(|member| member.event.content_str("membership").as_deref() == Some("join")))

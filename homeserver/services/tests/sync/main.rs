@@ -1,5 +1,7 @@
 //! Syncs over real rooms on a real database.
 
+mod sliding;
+
 use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::value::{RawValue, to_raw_value};

@@ -1,0 +1,160 @@
+//! The extensions of sliding sync, alike in both dialects.
+
+use crate::error::{ApiError, ApiResult};
+use ruma::{OwnedRoomId, OwnedUserId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
+use waxwing_model::LogPosition;
+use waxwing_services::sync::sliding::{ExtensionNews, Extensions, MAX_RULES, Reach, ToDeviceRule};
+
+/// To-device messages of an answer when the client does not say how many.
+const DEFAULT_MESSAGES: usize = 100;
+
+/// What is asked for.
+#[derive(Default, Deserialize)]
+pub(super) struct ExtensionsBody {
+    to_device: Option<ToDeviceBody>,
+    e2ee: Option<SwitchBody>,
+    account_data: Option<ReachBody>,
+    typing: Option<ReachBody>,
+    receipts: Option<ReachBody>,
+}
+
+#[derive(Deserialize)]
+struct SwitchBody {
+    enabled: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct ToDeviceBody {
+    enabled: Option<bool>,
+    limit: Option<u64>,
+    since: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ReachBody {
+    enabled: Option<bool>,
+    lists: Option<Vec<String>>,
+    rooms: Option<Vec<String>>,
+}
+
+impl ReachBody {
+    fn read(self) -> ApiResult<Option<Reach>> {
+        if self.enabled != Some(true) {
+            return Ok(None);
+        }
+        let sizes = [&self.lists, &self.rooms].map(|names| names.as_ref().map_or(0, Vec::len));
+        if sizes.into_iter().any(|size| size > MAX_RULES) {
+            return Err(ApiError::invalid_param(format_args!("more than {MAX_RULES} lists or rooms")));
+        }
+        // A star stands for all that the request names.
+        let named = |names: Option<Vec<String>>| names.filter(|names| !names.iter().any(|name| name == "*"));
+        let rooms = named(self.rooms).map(|rooms| {
+            rooms.into_iter().filter_map(|room| OwnedRoomId::try_from(room).ok()).collect()
+        });
+        let lists: Option<BTreeSet<String>> = named(self.lists).map(|lists| lists.into_iter().collect());
+        Ok(Some(Reach { lists, rooms }))
+    }
+}
+
+/// Up to which message the client has them: the `next_batch` of an earlier answer.
+fn to_device_token(since: Option<&str>) -> ApiResult<LogPosition> {
+    let Some(since) = since.filter(|since| !since.is_empty()) else { return Ok(LogPosition::START) };
+    let position = since.parse::<i64>().ok().filter(|position| *position >= 0);
+    position.map(LogPosition).ok_or_else(|| ApiError::invalid_param("not a token of to-device messages"))
+}
+
+impl ExtensionsBody {
+    pub(super) fn read(self) -> ApiResult<Extensions> {
+        let reach = |body: Option<ReachBody>| body.map_or(Ok(None), ReachBody::read);
+        let to_device = self.to_device.filter(|body| body.enabled == Some(true));
+        let to_device = to_device.map(|body| {
+            Ok::<_, ApiError>(ToDeviceRule {
+                since: to_device_token(body.since.as_deref())?,
+                limit: body.limit.map_or(DEFAULT_MESSAGES, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+            })
+        });
+        Ok(Extensions {
+            to_device: to_device.transpose()?,
+            e2ee: self.e2ee.is_some_and(|body| body.enabled == Some(true)),
+            account_data: reach(self.account_data)?,
+            typing: reach(self.typing)?,
+            receipts: reach(self.receipts)?,
+        })
+    }
+}
+
+/// What is answered.
+#[derive(Default, Serialize)]
+pub(super) struct ExtensionsAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_device: Option<ToDeviceAnswer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    e2ee: Option<KeysAnswer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_data: Option<AccountDataAnswer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipts: Option<RoomsAnswer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    typing: Option<RoomsAnswer>,
+}
+
+#[derive(Serialize)]
+struct ToDeviceAnswer {
+    next_batch: String,
+    events: Vec<Box<RawValue>>,
+}
+
+#[derive(Serialize)]
+struct KeysAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_lists: Option<DeviceListsAnswer>,
+    device_one_time_keys_count: BTreeMap<String, u64>,
+    device_unused_fallback_key_types: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct DeviceListsAnswer {
+    changed: Vec<OwnedUserId>,
+    left: Vec<OwnedUserId>,
+}
+
+#[derive(Serialize)]
+struct AccountDataAnswer {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    global: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rooms: BTreeMap<OwnedRoomId, Vec<Box<RawValue>>>,
+}
+
+#[derive(Serialize)]
+struct RoomsAnswer {
+    rooms: BTreeMap<OwnedRoomId, Box<RawValue>>,
+}
+
+impl From<ExtensionNews> for ExtensionsAnswer {
+    fn from(news: ExtensionNews) -> ExtensionsAnswer {
+        let rooms = |rooms: Option<BTreeMap<OwnedRoomId, Box<RawValue>>>| {
+            rooms.filter(|rooms| !rooms.is_empty()).map(|rooms| RoomsAnswer { rooms })
+        };
+        ExtensionsAnswer {
+            to_device: news.to_device.map(|(events, next_batch)| ToDeviceAnswer { next_batch, events }),
+            e2ee: news.e2ee.map(|keys| KeysAnswer {
+                device_lists: (!keys.device_lists.is_empty()).then_some(DeviceListsAnswer {
+                    changed: keys.device_lists.changed,
+                    left: keys.device_lists.left,
+                }),
+                device_one_time_keys_count: keys.one_time,
+                device_unused_fallback_key_types: keys.fallback,
+            }),
+            account_data: news
+                .account_data
+                .filter(|data| !data.global.is_empty() || !data.rooms.is_empty())
+                .map(|data| AccountDataAnswer { global: data.global, rooms: data.rooms }),
+            receipts: rooms(news.receipts),
+            typing: rooms(news.typing),
+        }
+    }
+}
