@@ -40,15 +40,21 @@ pub struct Shown {
     pub room_id: bool,
     /// With bundled aggregations (edits, threads, references).
     pub relations: bool,
+    /// With what the state before the event says: the viewer's membership, and what a state event replaced. Lists of
+    /// state have none: each of their events has a state of its own before it, and servers may leave that out where it
+    /// is dear.
+    pub before: bool,
 }
 
 impl Shown {
     /// As every endpoint but `/sync` shows events.
-    pub const EVERYWHERE: Shown = Shown { room_id: true, relations: true };
+    pub const EVERYWHERE: Shown = Shown { room_id: true, relations: true, before: true };
     /// As lists of state show events: nothing relates to them that clients want to know there.
-    pub const STATE: Shown = Shown { room_id: true, relations: false };
+    pub const STATE: Shown = Shown { room_id: true, relations: false, before: false };
+    /// As the state of `/sync` shows events.
+    pub const SYNC_STATE: Shown = Shown { room_id: false, ..Shown::STATE };
     /// As the timeline of `/sync` shows events.
-    pub const TIMELINE: Shown = Shown { room_id: false, relations: true };
+    pub const TIMELINE: Shown = Shown { room_id: false, relations: true, before: true };
 }
 
 /// What the state before an event says of it.
@@ -70,7 +76,11 @@ pub async fn render(
     if events.is_empty() {
         return Ok(Vec::new());
     }
-    let before = states_before(core, viewer, events).await?;
+    let before = if shown.before {
+        states_before(core, viewer, events).await?
+    } else {
+        events.iter().map(|_| Before::default()).collect()
+    };
     let transactions = transaction_ids(core, viewer, events).await?;
     let mut wanted: Vec<OwnedEventId> = before
         .iter()
@@ -113,7 +123,9 @@ impl Rendering<'_> {
         let load = |id: Option<&OwnedEventId>| id.and_then(|id| self.loaded.get(id));
         let replaced = load(before.replaced.as_ref());
         let own_member = event.is_state_of(&StateEventType::RoomMember, self.viewer.user.as_str());
-        let membership = if own_member {
+        let membership = if !self.shown.before {
+            None
+        } else if own_member {
             Some(membership_of(Some(event)))
         } else if stored.state_before.is_some() {
             Some(membership_of(load(before.member.as_ref()).map(|member| &*member.event)))

@@ -6,6 +6,7 @@ use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use serde_json::value::RawValue;
 use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 use std::sync::Arc;
 use waxwing_model::Event;
 use waxwing_rooms::state_tree::NodeId;
@@ -13,6 +14,8 @@ use waxwing_rooms::state_tree::NodeId;
 statements! {
     LOAD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE event_id IN ($list)";
     BACKWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn < $2 AND flags = 0 ORDER BY sn DESC LIMIT $3";
+    BACKWARD_OF = "SELECT * FROM (SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $3 AND sn < $1 AND flags = 0 ORDER BY sn DESC LIMIT $2) AS newest";
+    EXTREMITIES_OF = "SELECT room_id, event_id FROM backward_extremities WHERE room_id IN ($list)";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
     AT_OR_AFTER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts >= $2 AND flags = 0 ORDER BY ts, sn LIMIT $3";
     AT_OR_BEFORE = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts <= $2 AND flags = 0 ORDER BY ts DESC, sn DESC LIMIT $3";
@@ -27,6 +30,9 @@ statements! {
     PENDING_REMOVE = "DELETE FROM pending_redactions WHERE target_id = $1";
     ALL_AFTER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE sn > $1 ORDER BY sn LIMIT $2";
 }
+
+/// Rooms whose newest events one statement reads: each is a part of the statement.
+const ROOMS_AT_ONCE: usize = 32;
 
 /// What this server thinks of an event, as bits on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,6 +137,62 @@ impl Conn {
             .fetch_all(c)
             .await)?;
         found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
+    }
+
+    /// Like [`Conn::events_backward`] for many rooms at once, `limit` events of each.
+    pub async fn events_backward_of(
+        &mut self,
+        rooms: &[OwnedRoomId],
+        before: i64,
+        limit: i64,
+    ) -> StoreResult<HashMap<OwnedRoomId, Vec<Arc<StoredEvent>>>> {
+        let mut all: HashMap<OwnedRoomId, Vec<Arc<StoredEvent>>> =
+            rooms.iter().map(|room| (room.clone(), Vec::new())).collect();
+        for chunk in rooms.chunks(ROOMS_AT_ONCE) {
+            let chunk = padded(chunk);
+            let of = |index: usize| BACKWARD_OF.replace("$3", &format!("${}", index + 3));
+            let text = (0..chunk.len()).map(of).collect::<Vec<_>>().join(" UNION ALL ");
+            let found: Vec<Columns> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(before).bind(limit);
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            for columns in found {
+                let stored = decode(columns)?;
+                let Some(events) = all.get_mut(&stored.event.room_id) else { continue };
+                // The last room is there more than once.
+                if events.last().is_none_or(|last| last.sn > stored.sn) {
+                    events.push(Arc::new(stored));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Like [`Conn::backward_extremities`] for many rooms at once.
+    pub async fn backward_extremities_of(
+        &mut self,
+        rooms: &[OwnedRoomId],
+    ) -> StoreResult<HashMap<OwnedRoomId, Vec<OwnedEventId>>> {
+        let mut all: HashMap<OwnedRoomId, Vec<OwnedEventId>> = HashMap::new();
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(EXTREMITIES_OF, 1, chunk.len());
+            let found: Vec<(String, String)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            for (room, id) in found {
+                let (Ok(room), Ok(id)) = (room.try_into(), id.try_into()) else { continue };
+                all.entry(room).or_default().push(id);
+            }
+        }
+        Ok(all)
     }
 
     /// The room's visible events with `sn` above `after`, oldest first, at most `limit`.

@@ -21,6 +21,7 @@ statements! {
     OF_SERVER = "SELECT user_id FROM members WHERE server = $1 AND room_id = $2";
     ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
     COUNT = "SELECT membership, COUNT(*) FROM members WHERE room_id = $1 GROUP BY membership";
+    COUNT_OF = "SELECT room_id, membership, COUNT(*) FROM members WHERE room_id IN ($list) GROUP BY room_id, membership";
     COUNT_LOCAL = "SELECT COUNT(*) FROM members WHERE room_id = $1 AND membership = 'join' AND local";
     SHARING = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
     SHARED = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' AND b.user_id IN ($list)";
@@ -156,6 +157,28 @@ impl Conn {
     /// How many members `room` has of each membership.
     pub async fn member_counts(&mut self, room: &RoomId) -> StoreResult<Vec<(String, i64)>> {
         Ok(on_engine!(self, |c| sqlx::query_as(COUNT).bind(room.as_str()).fetch_all(c).await)?)
+    }
+
+    /// Like [`Conn::member_counts`] for many rooms at once.
+    pub async fn member_counts_of(
+        &mut self,
+        rooms: &[OwnedRoomId],
+    ) -> StoreResult<Vec<(OwnedRoomId, String, i64)>> {
+        let mut counts = Vec::new();
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(COUNT_OF, 1, chunk.len());
+            let found: Vec<(String, String, i64)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            let found = found.into_iter();
+            counts.extend(found.filter_map(|(room, of, count)| Some((room.try_into().ok()?, of, count))));
+        }
+        Ok(counts)
     }
 
     /// How many users of this server are joined to `room`.

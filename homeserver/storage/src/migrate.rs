@@ -23,6 +23,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     1 "0001_base",
     20 "0020_push",
     30 "0030_appservice_rooms",
+    40 "0040_sliding_sync",
     60 "0060_delayed_events",
     61 "0061_thread_subscriptions",
     62 "0062_search",

@@ -10,6 +10,7 @@ use sqlx::AssertSqlSafe;
 statements! {
     ONE = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND user_id = $2 AND kind = $3 AND thread = $4";
     OF_ROOM = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND (kind = 'm.read' OR user_id = $2)";
+    OF_ROOMS = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE (kind = 'm.read' OR user_id = $1) AND room_id IN ($list)";
     AT = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE room_id = $1 AND (user_id = $2 OR (kind = 'm.read' AND event_id IN ($list)))";
     OF_USER_IN_ROOM = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE user_id = $1 AND room_id = $2";
     OF_USER = "SELECT room_id, user_id, kind, thread, event_id, event_sn, data FROM receipts WHERE user_id = $1";
@@ -78,6 +79,30 @@ impl Conn {
             .fetch_all(c)
             .await)?;
         found.into_iter().map(decode).collect()
+    }
+
+    /// Like [`Conn::receipts_of_room`] for many rooms at once.
+    pub async fn receipts_of_rooms(
+        &mut self,
+        rooms: &[OwnedRoomId],
+        viewer: &UserId,
+    ) -> StoreResult<Vec<ReceiptRow>> {
+        let mut receipts = Vec::new();
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(OF_ROOMS, 2, chunk.len());
+            let found: Vec<Columns> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(viewer.as_str());
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            for columns in found {
+                receipts.push(decode(columns)?);
+            }
+        }
+        Ok(receipts)
     }
 
     /// The public receipts at these events of a room, and all of `viewer`.

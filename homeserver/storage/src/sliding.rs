@@ -76,11 +76,8 @@ impl Conn {
         if name != connection || (version != newest && version != previous) {
             return Ok(None);
         }
-        let found: Vec<(String, i64, String)> = on_engine!(self, |c| sqlx::query_as(ROOMS)
-            .bind(connection)
-            .bind(version)
-            .fetch_all(c)
-            .await)?;
+        let found: Vec<(String, i64, String)> =
+            on_engine!(self, |c| sqlx::query_as(ROOMS).bind(connection).bind(version).fetch_all(c).await)?;
         let mut state = SlidingState::default();
         for (room, _, data) in found {
             let Ok(room) = OwnedRoomId::try_from(room) else { continue };
@@ -89,8 +86,7 @@ impl Conn {
                 _ => state.rooms.push((room, data)),
             }
         }
-        state.configs =
-            on_engine!(self, |c| sqlx::query_as(CONFIGS).bind(connection).fetch_all(c).await)?;
+        state.configs = on_engine!(self, |c| sqlx::query_as(CONFIGS).bind(connection).fetch_all(c).await)?;
         Ok(Some(state))
     }
 
@@ -166,10 +162,8 @@ impl crate::Tx {
             .await)?;
         let others = own.into_iter().filter(|(_, conn_id)| *conn_id != change.key.conn_id);
         let mut gone: Vec<i64> = others.map(|(name, _)| name).skip(MAX_CONNECTIONS - 1).collect();
-        let unused: Vec<(i64,)> = on_engine!(conn, |c| sqlx::query_as(UNUSED)
-            .bind(change.expired as i64)
-            .fetch_all(c)
-            .await)?;
+        let unused: Vec<(i64,)> =
+            on_engine!(conn, |c| sqlx::query_as(UNUSED).bind(change.expired as i64).fetch_all(c).await)?;
         gone.extend(unused.into_iter().map(|(name,)| name));
         self.sliding_remove(&gone).await
     }

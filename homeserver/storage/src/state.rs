@@ -136,20 +136,30 @@ impl StateReader<'_> {
 /// What one state is asked for.
 pub type StateQuestion = (NodeId, Vec<StateKey>);
 
+/// All answers, or the nodes that all of them lack.
+fn together<A, B: FromIterator<A>>(
+    answers: impl Iterator<Item = Result<impl IntoIterator<Item = A>, NeedNodes>>,
+) -> Result<Vec<B>, NeedNodes> {
+    let mut all = Vec::new();
+    let mut missing = std::collections::BTreeSet::new();
+    for answer in answers {
+        match answer {
+            Ok(found) => all.push(found.into_iter().collect()),
+            Err(NeedNodes(ids)) => missing.extend(ids),
+        }
+    }
+    if missing.is_empty() { Ok(all) } else { Err(NeedNodes(missing.into_iter().collect())) }
+}
+
 /// Answers each question, or says which nodes all of them lack.
 fn answer_all(
     nodes: &dyn Nodes,
     questions: &[StateQuestion],
 ) -> Result<Vec<Vec<Option<OwnedEventId>>>, NeedNodes> {
-    let mut answers = Vec::with_capacity(questions.len());
-    let mut missing = std::collections::BTreeSet::new();
-    for (root, keys) in questions {
-        match state_tree::get_many(nodes, *root, keys) {
-            Ok(found) => answers.push(keys.iter().map(|key| found.get(key).cloned()).collect()),
-            Err(NeedNodes(ids)) => missing.extend(ids),
-        }
-    }
-    if missing.is_empty() { Ok(answers) } else { Err(NeedNodes(missing.into_iter().collect())) }
+    together(questions.iter().map(|(root, keys)| {
+        let found = state_tree::get_many(nodes, *root, keys)?;
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect::<Vec<_>>())
+    }))
 }
 
 impl Store {
@@ -211,6 +221,24 @@ impl Store {
     ) -> StoreResult<Vec<(StateKey, OwnedEventId)>> {
         let found = self.with_state(|nodes| state_tree::entries_besides(nodes, root, kind, count)).await?;
         Ok(found.into_iter().collect())
+    }
+
+    /// Like [`Store::state_besides`] for many states, each with how many entries of the type it has.
+    pub async fn states_besides(
+        &self,
+        states: &[(NodeId, u64)],
+        kind: &StateEventType,
+    ) -> StoreResult<Vec<Vec<(StateKey, OwnedEventId)>>> {
+        self.with_state(|nodes| {
+            let of = |(root, count): &(NodeId, u64)| state_tree::entries_besides(nodes, *root, kind, *count);
+            together(states.iter().map(of))
+        })
+        .await
+    }
+
+    /// Like [`Store::state_entries`] for many states.
+    pub async fn states_entries(&self, roots: &[NodeId]) -> StoreResult<Vec<Vec<(StateKey, OwnedEventId)>>> {
+        self.with_state(|nodes| together(roots.iter().map(|root| state_tree::entries(nodes, *root)))).await
     }
 
     /// What differs between two states.

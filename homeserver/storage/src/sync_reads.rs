@@ -13,6 +13,7 @@ statements! {
     ROOMS_CHANGED = "SELECT DISTINCT room_id FROM log WHERE position > $1 AND position <= $2 AND room_id IN ($list)";
     NEWEST = "SELECT r.room_id, (SELECT e.sn FROM events e WHERE e.room_id = r.room_id AND e.flags = 0 ORDER BY e.sn DESC LIMIT 1) FROM rooms r WHERE r.room_id IN ($list)";
     HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('join', 'invite') ORDER BY sn, user_id LIMIT 5";
+    HEROES_OF = "SELECT room_id, user_id, event_id FROM (SELECT room_id, user_id, event_id, ROW_NUMBER() OVER (PARTITION BY room_id ORDER BY sn, user_id) AS place FROM members WHERE user_id <> $1 AND membership IN ('join', 'invite') AND room_id IN ($list)) AS ranked WHERE place <= 5 ORDER BY room_id, place";
     FORMER_HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('leave', 'ban') ORDER BY sn, user_id LIMIT 5";
     TO_DEVICE_NEWEST = "SELECT user_id, device_id, MAX(position) FROM to_device GROUP BY user_id, device_id";
 }
@@ -95,6 +96,38 @@ impl Conn {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Like [`Conn::room_heroes`] for many rooms at once.
+    pub async fn heroes_of(
+        &mut self,
+        rooms: &[OwnedRoomId],
+        viewer: &UserId,
+    ) -> StoreResult<HashMap<OwnedRoomId, Vec<Hero>>> {
+        let mut heroes: HashMap<OwnedRoomId, Vec<Hero>> = HashMap::with_capacity(rooms.len());
+        for chunk in rooms.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(HEROES_OF, 2, chunk.len());
+            let found: Vec<(String, String, String)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(viewer.as_str());
+                for room in &chunk {
+                    query = query.bind(room.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            for (room, user, event) in found {
+                let (Ok(room), Ok(user), Ok(event)) = (room.try_into(), user.try_into(), event.try_into())
+                else {
+                    continue;
+                };
+                heroes.entry(room).or_default().push((user, event));
+            }
+        }
+        for room in rooms.iter().filter(|room| !heroes.contains_key(*room)).cloned().collect::<Vec<_>>() {
+            let former = self.room_heroes(&room, viewer).await?;
+            heroes.insert(room, former);
+        }
+        Ok(heroes)
     }
 
     /// The newest to-device message that waits for each device that one waits for.

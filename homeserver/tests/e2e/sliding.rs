@@ -179,7 +179,8 @@ async fn positions_survive_a_restart_and_are_nobody_elses(mut site: Site) {
     stranger.pos = Some("p1".to_owned());
     stranger.send(0).await.refused(400, "M_UNKNOWN_POS");
     stranger.pos = None;
-    stranger.body["room_subscriptions"] = json!({&room: {"timeline_limit": 20, "required_state": [["*", "*"]]}});
+    stranger.body["room_subscriptions"] =
+        json!({&room: {"timeline_limit": 20, "required_state": [["*", "*"]]}});
     assert_eq!(keys(&stranger.ask(0).await["rooms"]), [""; 0]);
 
     site.restart().await;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use waxwing_model::{Event, LogPosition, state_key};
 use waxwing_rooms::PowerLevels;
 use waxwing_rooms::client_json::{ClientEvent, Unsigned};
-use waxwing_storage::{Fact, LogRow, StoreResult};
+use waxwing_storage::{Fact, LogRow, RoomRow, StoreResult};
 
 /// Rooms of which is kept what rules ask about them.
 const FACTS: usize = 10_000;
@@ -109,6 +109,27 @@ impl Rules {
         }
     }
 
+    /// The same for a user whose name in the room is known.
+    pub(crate) async fn context_named(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        name: Option<String>,
+        upto: LogPosition,
+    ) -> StoreResult<RuleContext> {
+        let facts = self.facts(room, upto).await?;
+        Ok(named(user, room, name, facts))
+    }
+
+    /// Keeps what rules ask about a room whose row and number of joined members are at hand, as they are at `upto`.
+    pub(crate) async fn seed(&self, row: &RoomRow, joined: u64, upto: LogPosition) -> StoreResult<()> {
+        if self.facts.get(&row.room_id).is_none() {
+            let facts = Arc::new(self.facts_of(row, joined).await?);
+            self.facts.insert(row.room_id.clone(), (upto, facts));
+        }
+        Ok(())
+    }
+
     /// The same for an event that rules cannot find the user's name in, because it has no words: nothing is read for
     /// each user.
     pub(crate) async fn context_for(
@@ -149,12 +170,20 @@ impl Rules {
         let counts = conn.member_counts(room).await?;
         let joined =
             counts.iter().find(|(membership, _)| membership == "join").map_or(0, |(_, count)| *count);
-        let mut facts = Facts { joined: UInt::new_saturating(joined as u64), levels: None };
-        let Some(row) = conn.room_load(room).await? else { return Ok(facts) };
+        let row = conn.room_load(room).await?;
+        drop(conn);
+        match row {
+            Some(row) => self.facts_of(&row, joined as u64).await,
+            None => Ok(Facts { joined: UInt::new_saturating(joined as u64), levels: None }),
+        }
+    }
+
+    async fn facts_of(&self, row: &RoomRow, joined: u64) -> StoreResult<Facts> {
+        let store = &self.core.store;
+        let mut facts = Facts { joined: UInt::new_saturating(joined), levels: None };
         let keys =
             [state_key(StateEventType::RoomCreate, ""), state_key(StateEventType::RoomPowerLevels, "")];
-        let ids = store.state(&mut conn).get_many(row.state_root, &keys).await?;
-        drop(conn);
+        let ids = store.state_get_many(row.state_root, &keys).await?;
         let wanted: Vec<OwnedEventId> = ids.iter().flatten().cloned().collect();
         let events = store.events(&wanted).await?;
         let event = |index: usize| {

@@ -114,8 +114,7 @@ impl Build<'_> {
                 events.extend(entry(kind, "{}"));
             }
         }
-        if (whole || changed.contains(push_rules::KIND)) && filter.account_data(push_rules::KIND)
-        {
+        if (whole || changed.contains(push_rules::KIND)) && filter.account_data(push_rules::KIND) {
             let content = push_rules::content(self.core(), self.user(), push_rules);
             events.extend(entry(push_rules::KIND, content.get()));
         }
@@ -136,7 +135,12 @@ impl Build<'_> {
         if !whole && changed.is_empty() {
             return Ok(Vec::new());
         }
-        let entries = self.core().store.read().await?.account_data_of(self.user(), Some(room)).await?;
+        let ahead = self.ahead();
+        let entries = if ahead.rows.contains_key(room) {
+            ahead.account_data.get(room).cloned().unwrap_or_default()
+        } else {
+            self.core().store.read().await?.account_data_of(self.user(), Some(room)).await?
+        };
         let mut events = Vec::new();
         let wanted = |kind: &str| self.request.filter.room_account_data(room, kind);
         for (kind, content) in &entries {

@@ -1,11 +1,13 @@
 //! One answer: the parts in order.
 
+use super::ahead::Ahead;
 use super::response::SyncResponse;
 use super::token::SyncToken;
 use super::{Sync, SyncError, SyncRequest};
 use crate::Core;
 use crate::folds::UserRooms;
 use crate::notifier::Follower;
+use parking_lot::RwLock;
 use ruma::{OwnedUserId, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub(super) struct Build<'a> {
     pub rooms: Arc<UserRooms>,
     /// The users whose messages are not shown.
     pub ignored: Arc<BTreeSet<OwnedUserId>>,
+    /// What was read of the rooms that are being shown.
+    ahead: RwLock<Arc<Ahead>>,
 }
 
 impl<'a> Build<'a> {
@@ -41,7 +45,18 @@ impl<'a> Build<'a> {
         // A token from a node that is ahead of this one: there is nothing new, and the token stays.
         let upto = since.map_or(snapshot.upto, |since| since.max(snapshot.upto));
         let ignored = sync.ignored.of(&sync.core, &request.viewer.user, upto).await?;
-        Ok(Build { sync, request, follower, since, upto, clocks, rooms: snapshot.rooms, ignored })
+        let (rooms, ahead) = (snapshot.rooms, RwLock::default());
+        Ok(Build { sync, request, follower, since, upto, clocks, rooms, ignored, ahead })
+    }
+
+    /// What was read of the rooms that are being shown.
+    pub fn ahead(&self) -> Arc<Ahead> {
+        Arc::clone(&self.ahead.read())
+    }
+
+    /// From now on these are being shown.
+    pub fn set_ahead(&self, ahead: Ahead) {
+        *self.ahead.write() = Arc::new(ahead);
     }
 
     pub fn core(&self) -> &Core {

@@ -1,10 +1,10 @@
 //! What concerns one device: messages to it, how many keys it has left, and whose devices changed.
 
+use super::Sync;
 use super::build::Build;
 use super::response::DeviceLists;
 use super::rooms::Shown;
 use super::window::Window;
-use super::Sync;
 use crate::Core;
 use crate::keys::device_list_changes;
 use crate::render::Viewer;

@@ -97,7 +97,10 @@ impl Build<'_> {
 
     async fn receipts(&self, room: &RoomId, view: &View<'_>) -> StoreResult<Option<Box<RawValue>>> {
         let whole = view.anew || matches!(view.rows, super::window::RoomRows::Many);
-        let receipts = if whole {
+        let ahead = self.ahead();
+        let receipts = if whole && ahead.rows.contains_key(room) {
+            ahead.receipts.get(room).cloned().unwrap_or_default()
+        } else if whole {
             self.core().store.read().await?.receipts_of_room(room, self.user()).await?
         } else {
             self.receipts_of_rows(room, view.rows.rows()).await?
@@ -106,7 +109,11 @@ impl Build<'_> {
     }
 
     /// The receipts that these rows announce and the user may see.
-    pub async fn receipts_of_rows(&self, room: &RoomId, rows: &[Arc<LogRow>]) -> StoreResult<Vec<ReceiptRow>> {
+    pub async fn receipts_of_rows(
+        &self,
+        room: &RoomId,
+        rows: &[Arc<LogRow>],
+    ) -> StoreResult<Vec<ReceiptRow>> {
         let changed: BTreeSet<(&str, &str, &str)> = rows
             .iter()
             .filter(|row| row.fact == Fact::Receipt)

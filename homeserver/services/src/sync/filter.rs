@@ -1,10 +1,9 @@
 //! What a client wants to see of a sync. <https://spec.matrix.org/v1.19/client-server-api/#filtering>
 
-use crate::rooms_read::wildcard;
+use crate::rooms_read::{EventFilter, wildcard};
 use ruma::RoomId;
-use ruma::api::client::filter::{
-    EventFormat, Filter, FilterDefinition, LazyLoadOptions, RoomEventFilter, UrlFilter,
-};
+use ruma::api::client::filter::{EventFormat, Filter, FilterDefinition, LazyLoadOptions};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use waxwing_model::Event;
@@ -18,7 +17,23 @@ const MAX_TIMELINE: usize = 100;
 #[derive(Clone, Debug, Default)]
 pub struct SyncFilter {
     definition: FilterDefinition,
+    /// Filters of events, with the fields by relation that ruma's type lacks.
+    events: OfEvents,
     fields: Option<Vec<Vec<String>>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct OfEvents {
+    #[serde(default)]
+    timeline: EventFilter,
+    #[serde(default)]
+    state: EventFilter,
+}
+
+#[derive(Default, Deserialize)]
+struct OfRooms {
+    #[serde(default)]
+    room: OfEvents,
 }
 
 impl SyncFilter {
@@ -27,7 +42,8 @@ impl SyncFilter {
         let definition: FilterDefinition = serde_json::from_str(json)?;
         let fields = definition.event_fields.as_ref();
         let fields = fields.map(|fields| fields.iter().map(|field| split_field(field)).collect());
-        Ok(SyncFilter { definition, fields })
+        let OfRooms { room: events } = serde_json::from_str(json)?;
+        Ok(SyncFilter { definition, events, fields })
     }
 
     /// Events of a room's timeline at most.
@@ -51,12 +67,17 @@ impl SyncFilter {
 
     /// Whether the event belongs in the timeline.
     pub fn timeline(&self, event: &Event) -> bool {
-        room_event(&self.definition.room.timeline, event)
+        self.events.timeline.passes(event)
+    }
+
+    /// The filter of the timeline, if it asks what relates to events: the database knows that.
+    pub fn timeline_by_children(&self) -> Option<&EventFilter> {
+        Some(&self.events.timeline).filter(|filter| filter.by_children())
     }
 
     /// Whether the event belongs in the state.
     pub fn state(&self, event: &Event) -> bool {
-        room_event(&self.definition.room.state, event)
+        self.events.state.passes(event)
     }
 
     /// Whether no state is wanted whatever it is, so that none needs to be looked up.
@@ -174,21 +195,6 @@ fn merge(there: &mut Map<String, Value>, part: Map<String, Value>) {
     }
 }
 
-fn room_event(filter: &RoomEventFilter, event: &Event) -> bool {
-    listed(filter.rooms.as_deref(), &filter.not_rooms, &event.room_id)
-        && kind_matches(filter.types.as_deref(), &filter.not_types, &event.kind.to_string())
-        && !filter.not_senders.contains(&event.sender)
-        && filter.senders.as_ref().is_none_or(|senders| senders.contains(&event.sender))
-        && filter
-            .url_filter
-            .as_ref()
-            .is_none_or(|wanted| has_url(event) == (*wanted == UrlFilter::EventsWithUrl))
-}
-
-fn has_url(event: &Event) -> bool {
-    event.content_as::<Map<String, Value>>().is_ok_and(|content| content.contains_key("url"))
-}
-
 fn listed(rooms: Option<&[ruma::OwnedRoomId]>, not_rooms: &[ruma::OwnedRoomId], room: &RoomId) -> bool {
     !not_rooms.iter().any(|other| other == room)
         && rooms.is_none_or(|rooms| rooms.iter().any(|other| other == room))
@@ -223,6 +229,12 @@ mod tests {
         assert!(!filter.timeline(&event("org.x", "{}")));
         assert!(filter.room(ruma::room_id!("!r:x")) && !filter.room(ruma::room_id!("!s:x")));
         assert_eq!(SyncFilter::default().timeline_limit(), 10);
+        let filter =
+            SyncFilter::parse(r#"{"room":{"timeline":{"org.matrix.msc3874.not_rel_types":["m.thread"]}}}"#)
+                .unwrap();
+        let threaded = r#"{"m.relates_to":{"rel_type":"m.thread","event_id":"$t"}}"#;
+        assert!(!filter.timeline(&event("m.room.message", threaded)));
+        assert!(filter.timeline(&event("m.room.message", "{}")) && filter.timeline_by_children().is_none());
     }
 
     #[test]

@@ -64,7 +64,9 @@ impl Build<'_> {
         } else {
             Entries::new()
         };
-        self.left_entry(room, entries, stretch, false).await.map(Some)
+        let mut entry = self.left_entry(room, entries, stretch, false).await?;
+        entry.account_data.events = self.room_account_data(room, rows, false).await?;
+        Ok(Some(entry))
     }
 
     async fn left_entry(
@@ -135,7 +137,9 @@ impl Build<'_> {
                     let (end_sn, limit) = (end.sn.saturating_add(1), self.request.filter.timeline_limit());
                     let stretch = self.stretch_backward(&row.room_id, end_sn, None, last, limit).await?;
                     let entries = self.state_at_leave(Some(&*end), &stretch).await?;
-                    self.left_entry(&row.room_id, entries, stretch, true).await?
+                    let mut entry = self.left_entry(&row.room_id, entries, stretch, true).await?;
+                    entry.account_data.events = self.room_account_data(&row.room_id, &[], true).await?;
+                    entry
                 }
                 None => self.rejected(&row.room_id, self.core().store.event(&row.event_id).await?).await?,
             };

@@ -6,6 +6,7 @@
 //! <https://spec.matrix.org/v1.19/client-server-api/#syncing>
 
 mod account_data;
+mod ahead;
 mod build;
 mod devices;
 mod ephemeral;

@@ -1,5 +1,6 @@
 //! Which rooms appear in an answer, and as what.
 
+use super::ahead::StateAhead;
 use super::build::Build;
 use super::response::Rooms;
 use super::window::{RoomRows, Window};
@@ -64,6 +65,10 @@ impl Build<'_> {
         let typing = self.typing_rooms();
         joined.extend(typing.iter().cloned());
         joined.retain(|room| self.request.filter.room(room));
+        if self.since.is_none() {
+            self.rooms_from_nothing(&joined, &typing, &mut shown).await?;
+            joined.clear();
+        }
         let states = self.room_rows(&joined, &whole, window).await?;
         let empty = RoomRows::All(Vec::new());
         for room in joined {
@@ -85,6 +90,42 @@ impl Build<'_> {
         Ok(shown)
     }
 
+    /// The joined rooms of an answer to a client that has nothing, read and shown together, some at a time.
+    async fn rooms_from_nothing(
+        &self,
+        joined: &BTreeSet<OwnedRoomId>,
+        typing: &BTreeSet<OwnedRoomId>,
+        shown: &mut Shown,
+    ) -> StoreResult<()> {
+        let filter = &self.request.filter;
+        let state = match (filter.no_state(), filter.lazy_load()) {
+            (true, _) => StateAhead::None,
+            (false, Some(_)) => StateAhead::BesidesMembers,
+            (false, None) => StateAhead::Everything,
+        };
+        let joined: Vec<OwnedRoomId> = joined.iter().cloned().collect();
+        let rows = RoomRows::All(Vec::new());
+        for some in joined.chunks(super::ahead::ROOMS) {
+            self.set_ahead(self.look_ahead(some, filter.timeline_limit(), state).await?);
+            let ahead = self.ahead();
+            let mut drafts = Vec::with_capacity(some.len());
+            for room in some {
+                let view = super::joined::View {
+                    rows: &rows,
+                    whole: true,
+                    anew: true,
+                    newly: false,
+                    typing: typing.contains(room),
+                    current: ahead.rows.get(room).map(|row| row.state_root),
+                };
+                drafts.push((room.clone(), self.joined_whole(room, view).await?));
+            }
+            shown.rooms.join.extend(self.joined_rooms(drafts).await?);
+        }
+        self.set_ahead(super::ahead::Ahead::default());
+        Ok(())
+    }
+
     /// Invitations, knocks, and what was left.
     async fn outside(
         &self,
@@ -93,8 +134,12 @@ impl Build<'_> {
         everything: bool,
         shown: &mut Shown,
     ) -> StoreResult<()> {
+        // Whom the user ignores changed: so did the invitations that are shown.
+        let ignored = window.own.iter().any(|row| {
+            row.fact == Fact::AccountData && row.reference.as_deref() == Some("m.ignored_user_list")
+        });
         for (room, membership) in self.rooms.iter() {
-            if !(everything || changes.contains_key(room)) || !self.request.filter.room(room) {
+            if !(everything || ignored || changes.contains_key(room)) || !self.request.filter.room(room) {
                 continue;
             }
             match membership {

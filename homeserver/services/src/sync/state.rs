@@ -86,7 +86,10 @@ impl Build<'_> {
         current: NodeId,
         stretch: &Stretch,
     ) -> StoreResult<Entries> {
-        let entries = if self.request.filter.lazy_load().is_some() {
+        let ahead = self.ahead().state.get(room).cloned();
+        let entries = if let Some(entries) = ahead.filter(|_| self.since.is_none()) {
+            entries
+        } else if self.request.filter.lazy_load().is_some() {
             self.state_besides_members(room, current).await?
         } else {
             self.core().store.state_entries(current).await?
@@ -195,8 +198,7 @@ impl Build<'_> {
         let loaded = self.core().store.events(&ids).await?;
         let mut events: Vec<_> = ids.iter().filter_map(|id| loaded.get(id).cloned()).collect();
         events.retain(|stored| self.request.filter.state(&stored.event));
-        let shown = crate::render::Shown { room_id: false, relations: false };
-        self.show(&events, shown).await
+        self.show(&events, crate::render::Shown::SYNC_STATE).await
     }
 
     /// The state that rows, or too many of them to list, change.

@@ -30,6 +30,26 @@ impl Default for Summaries {
     }
 }
 
+impl Counts {
+    /// So many more of this membership.
+    pub fn add(&mut self, membership: &str, count: i64) {
+        let count = count as u64;
+        self.all += count;
+        match membership {
+            "join" => self.joined += count,
+            "invite" => self.invited += count,
+            _ => {}
+        }
+    }
+}
+
+impl Summaries {
+    /// These are the room's, as read at `read`.
+    pub fn put(&self, room: &OwnedRoomId, read: LogPosition, counts: Counts) {
+        self.0.insert(room.clone(), (read, counts));
+    }
+}
+
 impl Build<'_> {
     /// How many are in the room.
     pub async fn member_counts(&self, room: &RoomId) -> StoreResult<Counts> {
@@ -43,12 +63,7 @@ impl Build<'_> {
         let read = self.sync.notifier.folds().head();
         let mut counts = Counts::default();
         for (membership, count) in self.core().store.read().await?.member_counts(room).await? {
-            counts.all += count as u64;
-            match membership.as_str() {
-                "join" => counts.joined = count as u64,
-                "invite" => counts.invited = count as u64,
-                _ => {}
-            }
+            counts.add(&membership, count);
         }
         cache.insert(room.to_owned(), (read, counts));
         Ok(counts)
@@ -61,13 +76,17 @@ impl Build<'_> {
             Summary { heroes: None, joined: Some(counts.joined), invited: Some(counts.invited) };
         let Some(root) = current else { return Ok(summary) };
         if !self.is_named(root).await? {
-            let heroes = self.core().store.read().await?.room_heroes(room, self.user()).await?;
+            let heroes = match self.ahead().heroes.get(room) {
+                Some(heroes) => heroes.clone(),
+                None => self.core().store.read().await?.room_heroes(room, self.user()).await?,
+            };
             summary.heroes = Some(heroes.into_iter().map(|(user, _)| user).collect());
         }
         Ok(summary)
     }
 
-    async fn is_named(&self, root: NodeId) -> StoreResult<bool> {
+    /// Whether a state has a name or an alias of the room.
+    pub async fn is_named(&self, root: NodeId) -> StoreResult<bool> {
         let fields = [(StateEventType::RoomName, "name"), (StateEventType::RoomCanonicalAlias, "alias")];
         let keys: Vec<_> = fields.iter().map(|(kind, _)| state_key(kind.clone(), "")).collect();
         let ids = self.core().store.state_get_many(root, &keys).await?;

@@ -26,6 +26,17 @@ pub(super) struct Stretch {
 }
 
 impl Stretch {
+    /// With its events as they are shown, in an answer that has seen everything up to `seen`.
+    pub fn timeline(&self, events: Vec<Box<RawValue>>, seen: i64) -> Timeline {
+        let prev_batch = Some(self.prev_batch(seen));
+        Timeline { events, limited: self.limited, prev_batch }
+    }
+
+    /// From where `/messages` goes on backwards.
+    pub fn prev_batch(&self, seen: i64) -> String {
+        TimelineToken { start: self.start, seen }.to_string()
+    }
+
     pub fn contains(&self, id: &ruma::EventId) -> bool {
         self.events.iter().any(|stored| stored.event.event_id == id)
     }
@@ -69,10 +80,11 @@ impl Picker<'_> {
 
 impl Build<'_> {
     async fn picker(&self, room: &RoomId, limit: usize, may_have_gaps: bool) -> StoreResult<Picker<'_>> {
-        let missing = if may_have_gaps {
-            self.core().store.read().await?.backward_extremities(room).await?
-        } else {
-            Vec::new()
+        let ahead = self.ahead();
+        let missing = match (may_have_gaps, ahead.rows.contains_key(room)) {
+            (false, _) => Vec::new(),
+            (true, true) => ahead.extremities.get(room).cloned().unwrap_or_default(),
+            (true, false) => self.core().store.read().await?.backward_extremities(room).await?,
         };
         Ok(Picker {
             build: self,
@@ -108,6 +120,7 @@ impl Build<'_> {
             let own = |event: &Event| event.is_state_of(&StateEventType::RoomMember, self.user().as_str());
             events.retain(|stored| visible.contains(&stored.sn) || own(&stored.event));
         }
+        let events = self.with_children(events).await?;
         let gaps = events.iter().any(|stored| self.may_follow_gap(&stored.event));
         let mut picker = self.picker(room, limit, gaps).await?;
         for stored in events.iter().rev() {
@@ -137,14 +150,21 @@ impl Build<'_> {
         let mut at = before;
         'scan: loop {
             let chunk = (picker.limit + 1).max(20);
-            let events = self.core().store.read().await?.events_backward(room, at, chunk as i64).await?;
-            let complete = events.len() < chunk;
+            let newest = self.ahead().newest(room).filter(|_| at == self.upto.0 + 1);
+            let (events, complete) = if let Some(newest) = newest {
+                (newest.events, newest.complete)
+            } else {
+                let events = self.core().store.read().await?.events_backward(room, at, chunk as i64).await?;
+                let complete = events.len() < chunk;
+                (events, complete)
+            };
             scanned += events.len();
             at = events.last().map_or(at, |stored| stored.sn);
             let below = |stored: &Arc<StoredEvent>| floor.is_some_and(|floor| stored.sn <= floor);
             let reached = events.iter().any(below);
             let events = events.into_iter().filter(|stored| !below(stored)).collect();
-            for stored in visible_to(self.core(), self.user(), last, events).await? {
+            let visible = visible_to(self.core(), self.user(), last, events).await?;
+            for stored in self.with_children(visible).await? {
                 if !picker.take(&stored) {
                     break 'scan;
                 }
@@ -160,15 +180,25 @@ impl Build<'_> {
         Ok(picker.done(before - 1))
     }
 
+    /// Those to which the events that the filter names relate.
+    async fn with_children(&self, events: Vec<Arc<StoredEvent>>) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let Some(filter) = self.request.filter.timeline_by_children() else { return Ok(events) };
+        let mut conn = self.core().store.read().await?;
+        let mut kept = Vec::with_capacity(events.len());
+        for stored in events {
+            let children = conn.relation_senders(&stored.event.event_id).await?;
+            if children.iter().any(|(sender, rel_type)| filter.child_passes(sender, rel_type)) {
+                kept.push(stored);
+            }
+        }
+        Ok(kept)
+    }
+
     /// As the client gets it.
     pub async fn show_timeline(&self, stretch: &Stretch) -> StoreResult<Timeline> {
         let bundles = stretch.limited || self.since.is_none();
         let shown = Shown { relations: bundles, ..Shown::TIMELINE };
-        Ok(Timeline {
-            events: self.show(&stretch.events, shown).await?,
-            limited: stretch.limited,
-            prev_batch: Some(TimelineToken { start: stretch.start, seen: self.upto.0 }.to_string()),
-        })
+        Ok(stretch.timeline(self.show(&stretch.events, shown).await?, self.upto.0))
     }
 
     /// Events in the format and with the fields that the filter asks for.

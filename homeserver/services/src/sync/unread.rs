@@ -5,6 +5,8 @@
 //! kept: the next look goes over newer events only.
 //! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
 
+mod seed;
+
 use super::build::Build;
 use super::response::UnreadCount;
 use crate::Core;
@@ -107,6 +109,7 @@ pub struct Unread {
 impl Build<'_> {
     /// What is unread in a joined room.
     pub async fn unread_of(&self, room: &RoomId) -> StoreResult<RoomUnread> {
+        self.seed_unread(room).await?;
         self.sync.unread.count(self.user(), room, &self.ignored, self.upto).await
     }
 }
@@ -250,6 +253,10 @@ impl Unread {
 
     async fn raise_by_receipts(&self, user: &UserId, room: &RoomId, bounds: &mut Bounds) -> StoreResult<()> {
         let receipts = self.core.store.read().await?.receipts_of_user_in_room(user, room).await?;
+        self.raise_to(receipts, bounds).await
+    }
+
+    async fn raise_to(&self, receipts: Vec<ReceiptRow>, bounds: &mut Bounds) -> StoreResult<()> {
         for receipt in receipts {
             let Some(sn) = self.sn_of(&receipt).await? else { continue };
             match receipt.thread.as_str() {

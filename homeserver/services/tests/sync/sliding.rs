@@ -25,7 +25,8 @@ fn pattern(kind: &str, key: Option<&str>) -> Pattern {
 }
 
 fn rule(timeline_limit: usize, include: &[Pattern], lazy_members: bool) -> RoomRule {
-    let state = StateConfig { include: include.iter().cloned().collect(), lazy_members, ..StateConfig::default() };
+    let state =
+        StateConfig { include: include.iter().cloned().collect(), lazy_members, ..StateConfig::default() };
     RoomRule { timeline_limit, state }
 }
 
@@ -97,7 +98,8 @@ async fn some_rooms(server: &Server, count: usize) -> Vec<OwnedRoomId> {
 async fn a_window_shows_the_most_active_rooms_and_grows() {
     let server = server().await;
     let made = some_rooms(&server, 4).await;
-    let mut ann = Connection::new(&server, "ann", "list").with("all", list(Some((0, 1)), rule(1, &[], false)));
+    let mut ann =
+        Connection::new(&server, "ann", "list").with("all", list(Some((0, 1)), rule(1, &[], false)));
     let first = ann.ask().await;
     assert_eq!(first.lists["all"], 4);
     assert_eq!(first.rooms.len(), 2);
@@ -134,7 +136,10 @@ async fn a_window_shows_the_most_active_rooms_and_grows() {
     ann.request.lists.insert("all".into(), list(None, rule(1, &[], false)));
     let news = ann.ask().await;
     assert_eq!(rooms(&news), [made[1].as_str()]);
-    assert_eq!((bodies(&news.rooms[&made[1]]), news.rooms[&made[1]].initial), (vec!["unseen".to_owned()], false));
+    assert_eq!(
+        (bodies(&news.rooms[&made[1]]), news.rooms[&made[1]].initial),
+        (vec!["unseen".to_owned()], false)
+    );
 }
 
 #[tokio::test]
@@ -146,8 +151,8 @@ async fn a_subscription_widens_what_a_list_shows() {
         server.say("ann", &room, &number.to_string()).await;
     }
     let create = pattern("m.room.create", Some(""));
-    let mut ann =
-        Connection::new(&server, "ann", "list").with("all", list(None, rule(1, &[create.clone()], false)));
+    let mut ann = Connection::new(&server, "ann", "list")
+        .with("all", list(None, rule(1, std::slice::from_ref(&create), false)));
     let first = ann.ask().await;
     assert_eq!(entries(&first.rooms[&room]), ["m.room.create/"]);
     let topic = pattern("m.room.topic", Some(""));
@@ -197,7 +202,8 @@ async fn lazy_members_come_with_what_they_say() {
 #[tokio::test]
 async fn filters_sort_rooms_into_lists() {
     let server = server().await;
-    let (plain, direct, tagged) = (server.room("ann").await, server.room("ann").await, server.room("ann").await);
+    let (plain, direct, tagged) =
+        (server.room("ann").await, server.room("ann").await, server.room("ann").await);
     let invited = server.room("bob").await;
     server.timeline.invite(&Author::new(user("bob")), &invited, &user("ann"), Map::new()).await.unwrap();
     let account_data = AccountData::new(server.core.clone());
@@ -213,7 +219,10 @@ async fn filters_sort_rooms_into_lists() {
         .with("invited", filtered(Filters { is_invited: Some(true), ..Filters::default() }))
         .with("tagged", filtered(Filters { tags: Some(favourite.clone()), ..Filters::default() }))
         .with("encrypted", filtered(Filters { is_encrypted: Some(true), ..Filters::default() }))
-        .with("spaces", filtered(Filters { room_types: Some([Some("m.space".into())].into()), ..Filters::default() }))
+        .with(
+            "spaces",
+            filtered(Filters { room_types: Some([Some("m.space".into())].into()), ..Filters::default() }),
+        )
         .with(
             "rest",
             filtered(Filters {
@@ -319,7 +328,8 @@ async fn a_message_is_told_from_memory_alone() {
         receipts: Some(all),
     };
     bob.ask().await;
-    let mut v3 = super::Client::new(&server, "bob").with(json!({"room": {"state": {"lazy_load_members": true}}}));
+    let mut v3 =
+        super::Client::new(&server, "bob").with(json!({"room": {"state": {"lazy_load_members": true}}}));
     v3.sync().await;
     for round in 0..2 {
         server.say("ann", &made[0], "news").await;

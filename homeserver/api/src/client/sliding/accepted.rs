@@ -2,12 +2,12 @@
 
 use super::extensions::{ExtensionsAnswer, ExtensionsBody};
 use super::{
-    Count, Field, FiltersBody, HeroBody, Texts, check_rules, conn_id, counts, heroes, lists, patience,
+    Count, Field, FiltersBody, HeroBody, Texts, check_rules, conn_id, counts, heroes, lists, patience, read,
     subscriptions, timeline_limit,
 };
 use crate::client::reading::viewer;
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Received, json};
+use crate::extract::Received;
 use crate::state::Api;
 use axum::response::{IntoResponse, Response};
 use ruma::OwnedRoomId;
@@ -190,13 +190,15 @@ impl From<SlidingRoom> for RoomAnswer {
 /// `POST /_matrix/client/v4/sync`
 pub(in crate::client) async fn sync(api: Api, received: Received) -> ApiResult<Response> {
     let requester = received.requester.ok_or_else(ApiError::missing_token)?;
-    let body: Body = json(if received.body.is_empty() { b"{}" } else { &received.body })?;
+    let body: Body = read(&received.body)?;
     check_rules(&body.lists, &body.room_subscriptions)?;
     let presence = match body.set_presence.as_deref() {
         None | Some("online") => PresenceState::Online,
         Some("offline") => PresenceState::Offline,
         Some("unavailable") => PresenceState::Unavailable,
-        Some(_) => return Err(ApiError::invalid_param("set_presence is none of online, offline, unavailable")),
+        Some(_) => {
+            return Err(ApiError::invalid_param("set_presence is none of online, offline, unavailable"));
+        }
     };
     let wanted = SlidingRequest {
         viewer: viewer(&requester),

@@ -2,12 +2,12 @@
 
 use super::extensions::{ExtensionsAnswer, ExtensionsBody};
 use super::{
-    Count, Field, FiltersBody, HeroBody, Texts, check_rules, conn_id, counts, heroes, lists, patience,
+    Count, Field, FiltersBody, HeroBody, Texts, check_rules, conn_id, counts, heroes, lists, patience, read,
     subscriptions, timeline_limit,
 };
 use crate::client::reading::viewer;
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Args, json};
+use crate::extract::Args;
 use crate::state::Api;
 use ruma::api::client::sync::sync_events::v5::Request;
 use ruma::{OwnedRoomId, UserId};
@@ -162,7 +162,7 @@ impl From<SlidingRoom> for RoomAnswer {
 /// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
 pub(in crate::client) async fn sync(api: Api, args: Args<Request>) -> ApiResult<Answer> {
     let Args { request, requester, json: text, .. } = args;
-    let body: Body = json(if text.is_empty() { b"{}" } else { &text })?;
+    let body: Body = read(&text)?;
     check_rules(&body.lists, &body.room_subscriptions)?;
     api.presence.syncing(&requester.user_id, &request.set_presence);
     let user = &requester.user_id;

@@ -51,9 +51,8 @@ impl ReachBody {
         }
         // A star stands for all that the request names.
         let named = |names: Option<Vec<String>>| names.filter(|names| !names.iter().any(|name| name == "*"));
-        let rooms = named(self.rooms).map(|rooms| {
-            rooms.into_iter().filter_map(|room| OwnedRoomId::try_from(room).ok()).collect()
-        });
+        let rooms = named(self.rooms)
+            .map(|rooms| rooms.into_iter().filter_map(|room| OwnedRoomId::try_from(room).ok()).collect());
         let lists: Option<BTreeSet<String>> = named(self.lists).map(|lists| lists.into_iter().collect());
         Ok(Some(Reach { lists, rooms }))
     }
@@ -73,7 +72,9 @@ impl ExtensionsBody {
         let to_device = to_device.map(|body| {
             Ok::<_, ApiError>(ToDeviceRule {
                 since: to_device_token(body.since.as_deref())?,
-                limit: body.limit.map_or(DEFAULT_MESSAGES, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+                limit: body
+                    .limit
+                    .map_or(DEFAULT_MESSAGES, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
             })
         });
         Ok(Extensions {
@@ -111,8 +112,10 @@ struct ToDeviceAnswer {
 struct KeysAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     device_lists: Option<DeviceListsAnswer>,
-    device_one_time_keys_count: BTreeMap<String, u64>,
-    device_unused_fallback_key_types: Vec<String>,
+    #[serde(rename = "device_one_time_keys_count")]
+    one_time: BTreeMap<String, u64>,
+    #[serde(rename = "device_unused_fallback_key_types")]
+    fallback: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -146,8 +149,8 @@ impl From<ExtensionNews> for ExtensionsAnswer {
                     changed: keys.device_lists.changed,
                     left: keys.device_lists.left,
                 }),
-                device_one_time_keys_count: keys.one_time,
-                device_unused_fallback_key_types: keys.fallback,
+                one_time: keys.one_time,
+                fallback: keys.fallback,
             }),
             account_data: news
                 .account_data

@@ -10,6 +10,7 @@ pub(super) use accepted::sync as accepted;
 pub(super) use deployed::sync as deployed;
 
 use crate::error::{ApiError, ApiResult};
+use crate::extract::json;
 use ruma::OwnedRoomId;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -18,6 +19,11 @@ use std::time::Duration;
 use waxwing_services::sync::sliding::{
     Filters, Hero, ListRule, MAX_LISTED, MAX_NAME, MAX_RULES, MAX_TIMELINE, News, RoomRule,
 };
+
+/// A body; an empty one asks for nothing in particular.
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    json(if body.is_empty() { b"{}" } else { body })
+}
 
 /// How long to wait. Without a word about it: not at all.
 fn patience(timeout: Option<u64>) -> Duration {
@@ -91,11 +97,13 @@ impl FiltersBody {
             self.not_tags.len(),
         ];
         if sizes.into_iter().any(|size| size > MAX_LISTED) {
-            return Err(ApiError::invalid_param(format_args!("a filter names more than {MAX_LISTED} things")));
+            return Err(ApiError::invalid_param(format_args!(
+                "a filter names more than {MAX_LISTED} things"
+            )));
         }
-        let spaces = self.spaces.map(|spaces| {
-            spaces.into_iter().filter_map(|space| OwnedRoomId::try_from(space).ok()).collect()
-        });
+        let spaces = self
+            .spaces
+            .map(|spaces| spaces.into_iter().filter_map(|space| OwnedRoomId::try_from(space).ok()).collect());
         Ok(Filters {
             is_dm: self.is_dm,
             is_encrypted: self.is_encrypted,

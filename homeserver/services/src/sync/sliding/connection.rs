@@ -70,7 +70,12 @@ impl States {
     ///
     /// # Errors
     /// [`SlidingError::UnknownPos`] when it is no more, or was another's.
-    pub(super) async fn load(&self, core: &Core, key: &SlidingKey, pos: &Pos) -> Result<Arc<State>, SlidingError> {
+    pub(super) async fn load(
+        &self,
+        core: &Core,
+        key: &SlidingKey,
+        pos: &Pos,
+    ) -> Result<Arc<State>, SlidingError> {
         if pos.owner != super::pos::owner(key) {
             return Err(SlidingError::UnknownPos);
         }
@@ -148,18 +153,13 @@ impl Draft {
         }
     }
 
-    fn change(
-        &self,
-        key: SlidingKey,
-        connection: i64,
-        base: i64,
-        now: u64,
-    ) -> StoreResult<SlidingChange> {
+    fn change(&self, key: SlidingKey, connection: i64, base: i64, now: u64) -> StoreResult<SlidingChange> {
         let json = |error| StoreError::corrupt("sliding_rooms", connection.to_string(), error);
         let rooms = self.rooms.iter();
         let rooms = rooms.map(|(room, sent)| Ok((room.clone(), serde_json::to_string(sent).map_err(json)?)));
         let configs = self.configs.iter();
-        let configs = configs.map(|(name, config)| Ok((*name, serde_json::to_string(&**config).map_err(json)?)));
+        let configs =
+            configs.map(|(name, config)| Ok((*name, serde_json::to_string(&**config).map_err(json)?)));
         Ok(SlidingChange {
             key,
             connection,

@@ -39,10 +39,7 @@ impl Slide<'_> {
     }
 
     /// All of them. `told` are the rooms of the answer.
-    pub(super) async fn extensions(
-        &self,
-        told: &BTreeMap<OwnedRoomId, Told>,
-    ) -> StoreResult<ExtensionNews> {
+    pub(super) async fn extensions(&self, told: &BTreeMap<OwnedRoomId, Told>) -> StoreResult<ExtensionNews> {
         let wanted = &self.request.extensions;
         let mut news = ExtensionNews::default();
         if let Some(rule) = &wanted.to_device {
@@ -135,8 +132,15 @@ impl Slide<'_> {
             let receipts: Vec<ReceiptRow> = if begins || told.is_some_and(|told| told.anew) {
                 // Of a room as a whole, only those at what is shown matter, and the user's own.
                 let shown = told.map_or(&[][..], |told| &told.events);
-                let mut conn = self.build.core().store.read().await?;
-                conn.receipts_at(room, self.build.user(), shown).await?
+                let ahead = self.build.ahead();
+                if ahead.rows.contains_key(room) {
+                    let read = ahead.receipts.get(room).into_iter().flatten();
+                    let user = self.build.user();
+                    read.filter(|row| row.user_id == user || shown.contains(&row.event_id)).cloned().collect()
+                } else {
+                    let mut conn = self.build.core().store.read().await?;
+                    conn.receipts_at(room, self.build.user(), shown).await?
+                }
             } else if let Base::Rows(rows) = self.base(room) {
                 self.build.receipts_of_rows(room, rows).await?
             } else {
@@ -157,12 +161,11 @@ impl Slide<'_> {
         let begins = self.begins(Part::Typing);
         let changed = self.build.typing_rooms();
         let mut news = BTreeMap::new();
-        for (room, relevant) in self.covered(reach).filter(|(_, relevant)| relevant.membership == "join") {
+        for (room, _) in self.covered(reach).filter(|(_, relevant)| relevant.membership == "join") {
             let anew = begins || told.get(room).is_some_and(|told| told.anew);
             if !anew && !changed.contains(room) {
                 continue;
             }
-            debug_assert_eq!(relevant.membership, "join");
             let mut typists = self.build.sync.typing.typists(room);
             typists.retain(|user| !self.build.ignored.contains(user));
             if !typists.is_empty() || !anew {

@@ -106,8 +106,12 @@ impl Build<'_> {
             (read >= folds.state_changed(room)).then_some(facts)
         };
         let mut found: Vec<Option<Arc<RoomFacts>>> = rooms.iter().map(known).collect();
-        let missing: Vec<OwnedRoomId> =
-            rooms.iter().zip(&found).filter(|(_, facts)| facts.is_none()).map(|(room, _)| room.clone()).collect();
+        let missing: Vec<OwnedRoomId> = rooms
+            .iter()
+            .zip(&found)
+            .filter(|(_, facts)| facts.is_none())
+            .map(|(room, _)| room.clone())
+            .collect();
         if !missing.is_empty() {
             let loaded = self.load_room_facts(&missing).await?;
             for (room, facts) in rooms.iter().zip(&mut found) {
@@ -134,8 +138,7 @@ impl Build<'_> {
         let store = &self.core().store;
         let rows = store.read().await?.rooms_load(rooms).await?;
         let keys: Vec<StateKey> = KINDS.iter().map(|kind| state_key(kind.clone(), "")).collect();
-        let questions: Vec<StateQuestion> =
-            rows.values().map(|row| (row.state_root, keys.clone())).collect();
+        let questions: Vec<StateQuestion> = rows.values().map(|row| (row.state_root, keys.clone())).collect();
         let answers = store.states_get_many(&questions).await?;
         let wanted: Vec<OwnedEventId> = answers
             .iter()
@@ -162,7 +165,10 @@ impl Build<'_> {
     }
 
     /// The rooms that a space names as its children.
-    pub(super) async fn space_children(&self, space: &OwnedRoomId) -> StoreResult<Arc<BTreeSet<OwnedRoomId>>> {
+    pub(super) async fn space_children(
+        &self,
+        space: &OwnedRoomId,
+    ) -> StoreResult<Arc<BTreeSet<OwnedRoomId>>> {
         let folds = self.sync.notifier.folds();
         if let Some((read, children)) = self.facts().children.get(space)
             && read >= folds.state_changed(space)

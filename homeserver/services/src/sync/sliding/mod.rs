@@ -73,7 +73,8 @@ impl Sync {
             None => Arc::default(),
             Some(pos) => self.states.load(&self.core, &key, pos).await?,
         };
-        let deadline = started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
+        let deadline =
+            started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
         let follower = self.notifier.follow(&request.viewer.user);
         if let Some(pos) = &pos {
             self.notifier.reach(pos.position, started + CATCH_UP).await;

@@ -90,7 +90,9 @@ mod tests {
             version: 9,
         };
         assert_eq!(pos.to_string().parse(), Ok(pos));
-        for bad in ["", "p", "p1", "p1_2_3_4_5", "p1_2_3_4_5_6_7", "p-1_2_3_4_5_6", "s1_2_3_4_5_6", "p1_2_300_4_5_6"] {
+        for bad in
+            ["", "p", "p1", "p1_2_3_4_5", "p1_2_3_4_5_6_7", "p-1_2_3_4_5_6", "s1_2_3_4_5_6", "p1_2_300_4_5_6"]
+        {
             assert_eq!(bad.parse::<Pos>(), Err(BadPos), "{bad}");
         }
     }

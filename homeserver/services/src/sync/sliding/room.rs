@@ -9,7 +9,6 @@ use super::list::Relevant;
 use super::slide::{Base, Slide, Told};
 use super::state::Changes;
 use crate::folds::bumps;
-use crate::rooms_read::PageToken;
 use crate::visibility::LastJoined;
 use ruma::events::StateEventType;
 use ruma::{OwnedRoomId, RoomId};
@@ -82,7 +81,10 @@ impl Slide<'_> {
         }
         news.bump_stamp = Some(self.bump_stamp(room, &stretch).await?);
         let told = self.show(stretch, &mut news).await?;
-        Ok((Some((news, Told { anew: matches!(base, Base::Nothing | Base::Upto(_)), events: told })), Some(sent)))
+        Ok((
+            Some((news, Told { anew: matches!(base, Base::Nothing | Base::Upto(_)), events: told })),
+            Some(sent),
+        ))
     }
 
     async fn stretch(
@@ -111,7 +113,8 @@ impl Slide<'_> {
 
     fn own_receipt(&self, base: &Base<'_>) -> bool {
         let Base::Rows(rows) = base else { return false };
-        let own = |row: &Arc<LogRow>| row.fact == Fact::Receipt && row.user.as_deref() == Some(self.build.user());
+        let own =
+            |row: &Arc<LogRow>| row.fact == Fact::Receipt && row.user.as_deref() == Some(self.build.user());
         rows.iter().any(own)
     }
 
@@ -155,7 +158,10 @@ impl Slide<'_> {
 
     async fn heroes(&self, room: &RoomId) -> StoreResult<Vec<Hero>> {
         let store = &self.build.core().store;
-        let heroes = store.read().await?.room_heroes(room, self.build.user()).await?;
+        let heroes = match self.build.ahead().heroes.get(room) {
+            Some(heroes) => heroes.clone(),
+            None => store.read().await?.room_heroes(room, self.build.user()).await?,
+        };
         let ids: Vec<_> = heroes.iter().map(|(_, id)| id.clone()).collect();
         let events = store.events(&ids).await?;
         let hero = |(user_id, id)| {
@@ -192,16 +198,12 @@ impl Slide<'_> {
     }
 
     /// Puts the timeline into the entry. Gives the events that are shown.
-    async fn show(
-        &self,
-        stretch: Stretch,
-        news: &mut SlidingRoom,
-    ) -> StoreResult<Vec<ruma::OwnedEventId>> {
+    async fn show(&self, stretch: Stretch, news: &mut SlidingRoom) -> StoreResult<Vec<ruma::OwnedEventId>> {
         let since = self.build.since.map(|since| since.0);
         news.live = since.map_or(0, |since| stretch.events.iter().filter(|stored| stored.sn > since).count());
         news.limited = stretch.limited;
         if !stretch.events.is_empty() || stretch.limited || news.initial {
-            news.prev_batch = Some(PageToken(stretch.start).to_string());
+            news.prev_batch = Some(stretch.prev_batch(self.build.upto.0));
         }
         let bundles = stretch.limited || news.initial || news.expanded;
         let shown = crate::render::Shown { relations: bundles, ..crate::render::Shown::TIMELINE };
@@ -261,7 +263,8 @@ impl Slide<'_> {
             // There is nothing to see but the end of an invitation or a knock.
             let own = self.build.core().store.event(&outside.row.event_id).await?;
             let stripped = own.and_then(|own| waxwing_rooms::stripped::strip(&own.event));
-            news.stripped = Some(vec![stripped.or_else(|| own_member(&outside.row))].into_iter().flatten().collect());
+            news.stripped =
+                Some(vec![stripped.or_else(|| own_member(&outside.row))].into_iter().flatten().collect());
             self.own_member_state(outside, &mut news).await?;
         } else {
             let (stretch, state) = self.before_the_end(room, relevant, outside).await?;

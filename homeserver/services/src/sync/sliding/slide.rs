@@ -1,5 +1,6 @@
 //! One answer: which rooms appear in it and as what, and what the connection remembers of it.
 
+use super::super::ahead::{ROOMS, StateAhead};
 use super::super::build::Build;
 use super::super::rooms::{OwnChange, Shown};
 use super::super::window::{RoomRows, Window};
@@ -9,10 +10,11 @@ use super::connection::{Draft, Sent, State};
 use super::list::{Matched, Relevant};
 use super::request::SlidingRequest;
 use crate::folds::Membership;
-use ruma::{OwnedEventId, OwnedRoomId};
+use ruma::{OwnedEventId, OwnedRoomId, RoomId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use waxwing_storage::{LogRow, RoomRow, StoreResult};
+use waxwing_rooms::state_tree::NodeId;
+use waxwing_storage::{LogRow, StateQuestion, StoreResult};
 
 /// Everything that the parts of one answer share.
 pub(super) struct Slide<'a> {
@@ -26,8 +28,6 @@ pub(super) struct Slide<'a> {
     pub changes: BTreeMap<OwnedRoomId, OwnChange>,
     pub shown: Shown,
     pub matched: Matched,
-    /// The rows of rooms whose state is looked at.
-    pub rows: BTreeMap<OwnedRoomId, RoomRow>,
     pub direct: Arc<BTreeSet<OwnedRoomId>>,
 }
 
@@ -72,8 +72,7 @@ impl<'a> Slide<'a> {
         }
         let matched = build.matched(request, &state).await?;
         let direct = if matched.rooms.is_empty() { Arc::default() } else { build.direct_rooms().await? };
-        let rows = BTreeMap::new();
-        Ok(Slide { build, request, state, parts, window, changes, shown, matched, rows, direct })
+        Ok(Slide { build, request, state, parts, window, changes, shown, matched, direct })
     }
 
     /// What the client has of a room, if anything.
@@ -95,11 +94,18 @@ impl<'a> Slide<'a> {
 
     /// The answer without its position, and what the connection will remember.
     pub async fn run(mut self) -> Result<(SlidingAnswer, Draft), SlidingError> {
-        self.prefetch().await?;
+        let whole = self.whole();
+        let mut slices = whole.chunks(ROOMS);
         let mut draft = Draft::new(Arc::clone(&self.state));
         let mut answer = SlidingAnswer::default();
         let mut told = BTreeMap::new();
         for (room, relevant) in &self.matched.rooms {
+            if whole.binary_search(room).is_ok()
+                && !self.build.ahead().rows.contains_key(room)
+                && let Some(slice) = slices.next()
+            {
+                self.look_ahead(slice).await?;
+            }
             let (news, sent) = self.room(room, relevant).await?;
             if let Some((mut news, of)) = news {
                 news.lists.clone_from(&relevant.lists);
@@ -138,20 +144,44 @@ impl<'a> Slide<'a> {
         }
     }
 
-    /// Reads together what the rooms need that are shown whole.
-    async fn prefetch(&mut self) -> StoreResult<()> {
+    /// The joined rooms that are shown whole, in order.
+    fn whole(&self) -> Vec<OwnedRoomId> {
         let whole = |room: &OwnedRoomId, relevant: &Relevant| {
             let widened = self.sent(room).is_some_and(|sent| sent.config != relevant.config);
             widened || matches!(self.base(room), Base::Nothing | Base::Upto(_))
         };
         let joined = self.matched.rooms.iter().filter(|(_, relevant)| relevant.membership == "join");
-        let wanted: Vec<OwnedRoomId> =
-            joined.filter(|(room, relevant)| whole(room, relevant)).map(|(room, _)| room.clone()).collect();
-        if wanted.is_empty() {
-            return Ok(());
+        joined.filter(|(room, relevant)| whole(room, relevant)).map(|(room, _)| room.clone()).collect()
+    }
+
+    /// Reads together what these rooms need.
+    async fn look_ahead(&self, rooms: &[OwnedRoomId]) -> StoreResult<()> {
+        let relevant = || rooms.iter().filter_map(|room| Some((room, self.matched.rooms.get(room)?)));
+        let limit = relevant().map(|(_, relevant)| relevant.timeline_limit).max().unwrap_or_default();
+        let mut besides_members = false;
+        let mut keys = Vec::new();
+        for (room, relevant) in relevant() {
+            let reach = relevant.state.reach();
+            besides_members |= reach.besides_members;
+            keys.push((room, reach.keys.into_iter().collect::<Vec<_>>()));
         }
-        self.rows = self.build.core().store.read().await?.rooms_load(&wanted).await?;
-        self.build.room_facts(&wanted).await?;
+        let state = if besides_members { StateAhead::BesidesMembers } else { StateAhead::None };
+        let ahead = self.build.look_ahead(rooms, limit, state).await?;
+        let questions: Vec<StateQuestion> = keys
+            .into_iter()
+            .filter_map(|(room, keys)| Some((ahead.rows.get(room)?.state_root, keys)))
+            .collect();
+        let store = &self.build.core().store;
+        let found = store.states_get_many(&questions).await?;
+        let ids: Vec<OwnedEventId> = found.into_iter().flatten().flatten().collect();
+        store.events(&ids).await?;
+        self.build.set_ahead(ahead);
+        self.build.room_facts(rooms).await?;
         Ok(())
+    }
+
+    /// The root of the room's state, where it was read.
+    pub fn root(&self, room: &RoomId) -> Option<NodeId> {
+        self.build.ahead().rows.get(room).map(|row| row.state_root)
     }
 }

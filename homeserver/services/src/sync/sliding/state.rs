@@ -20,9 +20,9 @@ pub(super) type Changes = BTreeMap<StateKey, Option<OwnedEventId>>;
 impl Slide<'_> {
     /// Everything that changed in the room's state since the client had it; of a room that it does not have, nothing.
     pub(super) async fn changes_of(&self, room: &OwnedRoomId, base: &Base<'_>) -> StoreResult<Changes> {
-        match (base, self.rows.get(room)) {
+        match (base, self.root(room)) {
             (Base::Rows(rows), _) => Ok(fold(rows)),
-            (Base::Upto(floor), Some(row)) => self.difference(room, *floor, row.state_root).await,
+            (Base::Upto(floor), Some(root)) => self.difference(room, *floor, root).await,
             _ => Ok(Changes::new()),
         }
     }
@@ -52,7 +52,7 @@ impl Slide<'_> {
         // Without a gap the client may keep what it knows of members, so it gets all changes of them.
         let members = lazy && !stretch.limited;
         changes.retain(|key, _| wanted.wants(key) || (members && key.0 == StateEventType::RoomMember));
-        let root = self.rows.get(room).map(|row| row.state_root);
+        let root = self.root(room);
         if let Some(root) = root {
             let old = self.sent(room).map(|sent| sent.config).filter(|config| *config != relevant.config);
             if matches!(base, Base::Nothing) {
@@ -128,7 +128,8 @@ impl Slide<'_> {
             let found = self.build.core().store.state_get_many(root, &keys).await?;
             let since = self.build.since.filter(|_| !anew);
             let lazy = &self.build.sync.lazy;
-            let is_new = |id: &OwnedEventId| since.is_none_or(|since| !lazy.was_sent(&viewer, room, id, since));
+            let is_new =
+                |id: &OwnedEventId| since.is_none_or(|since| !lazy.was_sent(&viewer, room, id, since));
             let found = keys.into_iter().zip(found).filter(|(_, id)| id.as_ref().is_some_and(is_new));
             changes.extend(found);
         }
@@ -150,7 +151,7 @@ impl Slide<'_> {
         let ids: Vec<OwnedEventId> = changes.values().flatten().cloned().collect();
         let loaded = self.build.core().store.events(&ids).await?;
         let events: Vec<_> = ids.iter().filter_map(|id| loaded.get(id).cloned()).collect();
-        let shown = self.build.show(&events, Shown { room_id: false, relations: false }).await?;
+        let shown = self.build.show(&events, Shown::SYNC_STATE).await?;
         let gone = changes.into_iter().filter(|(_, id)| id.is_none());
         let gone = gone.map(|((kind, key), _)| StateNews::Gone(kind.to_string(), key));
         Ok(shown.into_iter().map(StateNews::Event).chain(gone).collect())
