@@ -143,7 +143,7 @@ async fn large_room(ann: &Raw, room: &str) {
             times.push(timed(ann, &path).await.0);
         }
         report(&format!("{what}, {MEMBERS} members"), times);
-        println!("    cold{:>24.1} ms", cold);
+        println!("    cold{cold:>24.1} ms");
     }
 }
 

@@ -21,6 +21,8 @@ use waxwing_services::sync::sliding::{
 #[derive(Deserialize)]
 struct Body {
     conn_id: Option<String>,
+    /// Some clients have it here and not in the query.
+    pos: Option<String>,
     txn_id: Option<String>,
     #[serde(default)]
     lists: BTreeMap<String, ListBody>,
@@ -170,7 +172,7 @@ pub(in crate::client) async fn sync(api: Api, args: Args<Request>) -> ApiResult<
     let wanted = SlidingRequest {
         viewer: viewer(&requester),
         conn_id: conn_id(body.conn_id)?,
-        pos: request.pos.filter(|pos| !pos.is_empty()),
+        pos: request.pos.or(body.pos).filter(|pos| !pos.is_empty()),
         timeout: patience(timeout),
         lists: lists(body.lists, |list| list.read(user))?,
         subscriptions: subscriptions(body.room_subscriptions, |room| room.read(user))?,
