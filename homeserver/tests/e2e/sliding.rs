@@ -1,7 +1,7 @@
 //! Sliding sync as clients speak it, in both dialects and in each shape.
 
 use crate::http::{Answer, Raw};
-use crate::site::Site;
+use crate::site::{PATIENCE, Site};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -200,6 +200,12 @@ async fn positions_survive_a_restart_and_are_nobody_elses(mut site: Site) {
     assert!(keys(&quiet["rooms"]).is_empty() && started.elapsed() >= Duration::from_millis(300));
     // Nothing of a device that has logged out stays.
     alice.post("/_matrix/client/v3/logout", json!({})).await.fine();
+    // Another node hears of it a moment later.
+    let began = Instant::now();
+    while list.send(0).await.status.is_success() {
+        assert!(began.elapsed() < PATIENCE, "the token is still good");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     list.send(0).await.refused(401, "M_UNKNOWN_TOKEN");
 }
 
@@ -209,7 +215,7 @@ async fn the_accepted_dialect(site: Site) {
     let room = alice.create_room(json!({"name": "Nest", "invite": [&bob.user]})).await;
     let list = |pos: Option<&str>| {
         json!({
-            "conn_id": "main", "pos": pos, "timeout": 0,
+            "conn_id": "main", "pos": pos, "timeout": 5_000,
             "lists": {"all": {
                 "range": [0, 9], "timeline_limit": 2,
                 "required_state": {

@@ -150,6 +150,9 @@ impl Sync {
         if let Some(since) = &request.since {
             self.notifier.reach(since.position, started + CATCH_UP).await;
             self.acknowledge_to_device(&request.viewer, since.to_device).await?;
+        } else {
+            // What other nodes wrote shows too, where there is no position to wait for.
+            self.core.store.catch_up().await?;
         }
         // What was written before this request came shows in its answer.
         self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;

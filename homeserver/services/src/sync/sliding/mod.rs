@@ -76,8 +76,10 @@ impl Sync {
         let deadline =
             started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
         let follower = self.notifier.follow(&request.viewer.user);
-        if let Some(pos) = &pos {
-            self.notifier.reach(pos.position, started + CATCH_UP).await;
+        match &pos {
+            Some(pos) => self.notifier.reach(pos.position, started + CATCH_UP).await,
+            // What other nodes wrote shows too, where there is no position to wait for.
+            None => self.core.store.catch_up().await?,
         }
         if let Some(rule) = &request.extensions.to_device {
             self.acknowledge_to_device(&request.viewer, rule.since).await?;
