@@ -11,7 +11,7 @@ use std::sync::Arc;
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::timeline::{Author, CreateRoom, Draft, JoinRoom, Preset, Timeline};
-use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
+use waxwing_services::{Core, PasswordCost, PlaintextPolicy, PushSettings, RegistrationMode, Settings};
 use waxwing_storage::Store;
 
 /// Letters in each room.
@@ -43,6 +43,7 @@ fn core(store: Store, server: &str) -> Core {
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: false,
+            push: PushSettings::default(),
         }),
     }
 }
