@@ -62,7 +62,8 @@ impl Build<'_> {
         let mut states = self.show(&states, Shown::SYNC_STATE).await?.into_iter();
         let fill = |((room, draft), size): ((OwnedRoomId, Draft), usize)| {
             let Draft { mut entry, stretch, .. } = draft;
-            entry.timeline = stretch.timeline(timelines.by_ref().take(stretch.events.len()).collect(), self.upto.0);
+            entry.timeline =
+                stretch.timeline(timelines.by_ref().take(stretch.events.len()).collect(), self.upto.0);
             entry.state = StateSection::new(states.by_ref().take(size).collect(), self.request.state);
             (room, entry)
         };
