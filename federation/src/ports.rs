@@ -263,6 +263,28 @@ pub trait EduSink: Send + Sync {
     async fn direct_to_device(&self, origin: &ServerName, content: DirectDeviceContent) -> PortResult<()>;
 }
 
+// ----------------------------------------------------------------------------------------------------- replays
+
+/// Names a transaction: a repetition has all three.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReplayKey {
+    /// The server that sent it, authenticated.
+    pub origin: OwnedServerName,
+    /// The id that it gave. At most [`crate::inbound::MAX_TXN_ID`] bytes.
+    pub txn_id: String,
+    /// The SHA-256 of the body: a sender that lost count and takes an id again repeats nothing.
+    pub content: [u8; 32],
+}
+
+/// Keeps the answers to transactions, so that a repetition gets the same one after a restart and from another node.
+#[async_trait]
+pub trait Replays: Send + Sync {
+    /// The answer that this transaction got before: JSON, as it was kept.
+    async fn answer_load(&self, key: &ReplayKey) -> PortResult<Option<String>>;
+    /// Keeps the answer, in the place of an older transaction's with the same origin and id.
+    async fn answer_keep(&self, key: &ReplayKey, answer: &str) -> PortResult<()>;
+}
+
 // --------------------------------------------------------------------------------------------------- outbound
 
 /// A destination with work for it, as the database remembers it.

@@ -23,6 +23,7 @@ use waxwing_services::delayed::Delayed;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::filters::Filters;
+use waxwing_services::housekeeping::Housekeeping;
 use waxwing_services::keys::Keys;
 use waxwing_services::media::Media;
 use waxwing_services::notifications::Notifications;
@@ -210,7 +211,9 @@ fn media(config: &Config, core: &Core, client: Option<Client>) -> anyhow::Result
     let path = config.media_path();
     std::fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
     let objects = LocalFileSystem::new_with_prefix(&path)
-        .with_context(|| format!("cannot open the folder {}", path.display()))?;
+        .with_context(|| format!("cannot open the folder {}", path.display()))?
+        // A file is on disk before the row that names it.
+        .with_fsync(true);
     Ok(Media::new(core.clone(), Arc::new(objects), client))
 }
 
@@ -274,12 +277,14 @@ async fn write_seen(accounts: Arc<Accounts>, stop: CancellationToken) {
 fn run_beside(
     stop: &CancellationToken,
     accounts: Arc<Accounts>,
+    housekeeping: Housekeeping,
     feeds: Feeds,
     delayed: Delayed,
     push: Option<Push>,
     federation: Option<Federation>,
 ) -> Vec<JoinHandle<()>> {
-    let mut tasks = vec![tokio::spawn(write_seen(accounts, stop.clone()))];
+    let mut tasks =
+        vec![tokio::spawn(write_seen(accounts, stop.clone())), tokio::spawn(housekeeping.run(stop.clone()))];
     let told = stop.clone();
     tasks.push(tokio::spawn(async move { feeds.run(told).await }));
     if let Some(push) = push {
@@ -330,6 +335,7 @@ impl App {
         let reader = RoomReader::new(core.clone(), history, client.clone());
         let third_party = ThirdParty::new(core.clone(), timeline.clone(), client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client);
+        let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone());
         let api = Api::new(Parts {
             core: core.clone(),
             well_known: well_known(config),
@@ -364,7 +370,7 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks = run_beside(&stop, accounts, feeds, delayed, push, federation);
+        let tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

@@ -19,7 +19,7 @@ mod state_before;
 mod transaction;
 pub(crate) mod verify;
 
-pub use transaction::{TransactionError, TransactionResult};
+pub use transaction::{MAX_TXN_ID, TransactionError, TransactionResult};
 
 use moka::future::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName};
@@ -28,13 +28,14 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::keys::KeyRing;
-use crate::ports::{EduSink, PortError, Timeline};
+use crate::ports::{EduSink, PortError, ReplayKey, Replays, Timeline};
 use event::{RoomWork, Source};
 use locks::RoomLocks;
 
 /// Events of an auth chain that are looked at.
 const MAX_AUTH_CHAIN: usize = 10_000;
-/// Answers to transactions kept for repetitions. A sender repeats within minutes, one transaction at a time.
+/// Answers to transactions kept in memory for repetitions, beside those in the database: a sender repeats within
+/// minutes, one transaction at a time, and while the first attempt is still being worked on.
 const REPLAYS: u64 = 10_000;
 const REPLAY_TTL: Duration = Duration::from_mins(30);
 
@@ -77,6 +78,8 @@ pub struct InboundParts {
     pub timeline: Arc<dyn Timeline>,
     /// Takes ephemeral data.
     pub edus: Arc<dyn EduSink>,
+    /// Keeps answers for repetitions.
+    pub replays: Arc<dyn Replays>,
 }
 
 pub(crate) struct Context {
@@ -85,7 +88,8 @@ pub(crate) struct Context {
     timeline: Arc<dyn Timeline>,
     edus: Arc<dyn EduSink>,
     rooms: RoomLocks,
-    replays: Cache<transaction::ReplayKey, Arc<TransactionResult>>,
+    kept: Arc<dyn Replays>,
+    replays: Cache<ReplayKey, Arc<TransactionResult>>,
 }
 
 /// Receives events and ephemeral data. A handle: clones share everything.
@@ -98,9 +102,9 @@ impl Inbound {
     /// Puts the parts together.
     pub fn new(parts: InboundParts) -> Inbound {
         let replays = Cache::builder().max_capacity(REPLAYS).time_to_live(REPLAY_TTL).build();
-        let InboundParts { client, ring, timeline, edus } = parts;
+        let InboundParts { client, ring, timeline, edus, replays: kept } = parts;
         let rooms = RoomLocks::default();
-        Inbound { context: Arc::new(Context { client, ring, timeline, edus, rooms, replays }) }
+        Inbound { context: Arc::new(Context { client, ring, timeline, edus, rooms, kept, replays }) }
     }
 
     /// Receives one event of a room outside a transaction, as the endpoints for joins, leaves, knocks and invites to a

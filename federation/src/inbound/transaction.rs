@@ -1,8 +1,8 @@
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, ServerName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::edu::EduIntake;
 use super::event::{RoomWork, Source};
 use super::{Inbound, Trouble, parse, verify};
-use crate::ports::PortError;
+use crate::ports::{PortError, ReplayKey};
 
 /// <https://spec.matrix.org/v1.19/server-server-api/#transactions>
 const MAX_PDUS: usize = 50;
@@ -20,15 +20,48 @@ const MAX_EDUS: usize = 100;
 /// answered for as received. A sender that gets no answer in a minute or so takes us for dead.
 const ANSWER_AFTER: Duration = Duration::from_secs(40);
 
-/// A repetition is recognised by its sender, its id and its content: a sender that lost count and takes an id again is
-/// not a repetition.
-pub(super) type ReplayKey = (OwnedServerName, String, u64);
+/// Bytes of a transaction's id. Other servers' have 20 or so.
+pub const MAX_TXN_ID: usize = 255;
+/// What only says how things are at the moment: taking it twice changes nothing, so that the answer to a transaction
+/// with nothing else is not written down.
+const VOLATILE: [&str; 2] = ["m.typing", "m.presence"];
 
 /// What became of each event of a transaction, by id: `Err` with the reason for those that were not accepted.
 #[derive(Clone, Debug, Default)]
 pub struct TransactionResult {
     /// The events.
     pub pdus: BTreeMap<OwnedEventId, Result<(), String>>,
+}
+
+/// The answer as it is sent.
+/// <https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv1sendtxnid>
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    pdus: BTreeMap<OwnedEventId, Outcome>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Outcome {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl TransactionResult {
+    /// The body of the answer, JSON.
+    pub fn to_json(&self) -> String {
+        let outcome = |result: &Result<(), String>| Outcome { error: result.as_ref().err().cloned() };
+        let pdus = self.pdus.iter().map(|(id, result)| (id.clone(), outcome(result))).collect();
+        serde_json::to_string(&Answer { pdus }).unwrap_or_else(|_| r#"{"pdus":{}}"#.to_owned())
+    }
+
+    /// What [`TransactionResult::to_json`] wrote.
+    fn from_json(json: &str) -> Option<TransactionResult> {
+        let answer: Answer = serde_json::from_str(json).ok()?;
+        let result = |outcome: Outcome| outcome.error.map_or(Ok(()), Err);
+        Some(TransactionResult {
+            pdus: answer.pdus.into_iter().map(|(id, outcome)| (id, result(outcome))).collect(),
+        })
+    }
 }
 
 /// Why a transaction is not accepted as a whole.
@@ -40,6 +73,9 @@ pub enum TransactionError {
     /// More events than a transaction may hold: 400.
     #[error("more than 50 PDUs or 100 EDUs")]
     TooMany,
+    /// The id of the transaction is too long: 400.
+    #[error("the transaction's id is too long")]
+    BadId,
     /// A room takes in less than is sent to it: 429, come back later.
     #[error("too much at once")]
     Busy,
@@ -56,6 +92,21 @@ struct Transaction {
     edus: Vec<Box<RawValue>>,
 }
 
+impl Transaction {
+    /// Whether a repetition must be recognised after a restart, too.
+    fn is_lasting(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Kind {
+            edu_type: String,
+        }
+        let lasting = |edu: &RawValue| {
+            let kind = serde_json::from_str::<Kind>(edu.get());
+            kind.is_ok_and(|kind| !VOLATILE.contains(&&*kind.edu_type))
+        };
+        !self.pdus.is_empty() || self.edus.iter().any(|edu| lasting(edu))
+    }
+}
+
 type RoomResult = Vec<(OwnedEventId, Result<(), String>)>;
 
 impl Inbound {
@@ -66,19 +117,25 @@ impl Inbound {
         txn_id: &str,
         body: &[u8],
     ) -> Result<Arc<TransactionResult>, TransactionError> {
+        // A list would do for serde.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(TransactionError::Malformed("not an object".to_owned()));
+        }
         let transaction: Transaction =
             serde_json::from_slice(body).map_err(|error| TransactionError::Malformed(error.to_string()))?;
         if transaction.pdus.len() > MAX_PDUS || transaction.edus.len() > MAX_EDUS {
             return Err(TransactionError::TooMany);
         }
-        let mut hasher = DefaultHasher::new();
-        body.hash(&mut hasher);
-        let key = (origin.to_owned(), txn_id.to_owned(), hasher.finish());
-        let (this, origin) = (self.clone(), origin.to_owned());
+        if txn_id.len() > MAX_TXN_ID {
+            return Err(TransactionError::BadId);
+        }
+        let content = Sha256::digest(body).into();
+        let key = ReplayKey { origin: origin.to_owned(), txn_id: txn_id.to_owned(), content };
+        let this = self.clone();
         // Of its own: a sender that hangs up must not stop half-way what it will not repeat in the same way.
         let work = tokio::spawn(async move {
             let replays = this.context.replays.clone();
-            replays.try_get_with(key, this.process(origin, transaction)).await
+            replays.try_get_with(key.clone(), this.process_once(key, transaction)).await
         });
         match work.await {
             Ok(result) => result.map_err(|error| (*error).clone()),
@@ -87,6 +144,30 @@ impl Inbound {
                 Err(TransactionError::Internal)
             }
         }
+    }
+
+    /// The answer that was given before, by any node; else that of now, which is kept. A crash between the two costs a
+    /// second look at events that are known by then.
+    async fn process_once(
+        &self,
+        key: ReplayKey,
+        transaction: Transaction,
+    ) -> Result<Arc<TransactionResult>, TransactionError> {
+        let lasting = transaction.is_lasting();
+        if lasting {
+            let before = self.context.kept.answer_load(&key).await.map_err(|error| {
+                tracing::error!(origin = %key.origin, %error, "answers to transactions cannot be read");
+                TransactionError::Internal
+            })?;
+            if let Some(result) = before.as_deref().and_then(TransactionResult::from_json) {
+                return Ok(Arc::new(result));
+            }
+        }
+        let result = self.process(key.origin.clone(), transaction).await?;
+        if lasting && let Err(error) = self.context.kept.answer_keep(&key, &result.to_json()).await {
+            tracing::warn!(origin = %key.origin, %error, "the answer to a transaction could not be kept");
+        }
+        Ok(result)
     }
 
     async fn process(

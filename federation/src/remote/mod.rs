@@ -112,6 +112,11 @@ impl RemoteMemberships {
         RemoteMemberships { client, ring, clock }
     }
 
+    /// What asks other servers.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Tries `attempt` with one server after the other.
     async fn try_each<'a, T, F>(
         &self,

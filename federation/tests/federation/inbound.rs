@@ -1,6 +1,6 @@
 //! Receiving transactions from a simulated server into rooms in memory.
 
-use crate::sim::{Network, Resident, Us, VERSION, transaction, us};
+use crate::sim::{Answers, Network, Resident, Us, VERSION, transaction, us};
 use crate::timeline::{Edus, Rooms};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ impl World {
             ring: Arc::clone(&us.ring),
             timeline: Arc::clone(&rooms) as _,
             edus: Arc::clone(&edus) as _,
+            replays: Arc::new(Answers::default()),
         });
         World { us, resident, rooms, edus, inbound }
     }

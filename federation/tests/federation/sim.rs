@@ -18,7 +18,7 @@ use url::Url;
 use waxwing_federation::Health;
 use waxwing_federation::client::Client;
 use waxwing_federation::keys::{KeyRing, KeyRingConfig, OwnKeys};
-use waxwing_federation::ports::{KeyStore, PortResult, ServerKeyRecord};
+use waxwing_federation::ports::{KeyStore, PortResult, ReplayKey, Replays, ServerKeyRecord};
 use waxwing_federation::signing::Identity;
 use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 use waxwing_model::{Clock, Event, StateKey};
@@ -89,6 +89,23 @@ impl KeyStore for Keys {
 
     async fn server_keys_save(&self, server: &ruma::ServerName, record: &ServerKeyRecord) -> PortResult<()> {
         self.0.lock().insert(server.to_owned(), record.clone());
+        Ok(())
+    }
+}
+
+/// Answers in memory.
+#[derive(Default)]
+pub struct Answers(pub Mutex<Vec<(ReplayKey, String)>>);
+
+#[async_trait]
+impl Replays for Answers {
+    async fn answer_load(&self, key: &ReplayKey) -> PortResult<Option<String>> {
+        let kept = self.0.lock();
+        Ok(kept.iter().find(|(other, _)| other == key).map(|(_, answer)| answer.clone()))
+    }
+
+    async fn answer_keep(&self, key: &ReplayKey, answer: &str) -> PortResult<()> {
+        self.0.lock().push((key.clone(), answer.to_owned()));
         Ok(())
     }
 }

@@ -81,8 +81,6 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("POST", "org.matrix.msc4140/delayed_events/{delay_id}/{action}", Limited::Delayed),
     ("POST", "login", Limited::Login),
     ("POST", "refresh", Limited::Login),
-    ("POST", "account/password", Limited::Login),
-    ("POST", "account/deactivate", Limited::Login),
     ("POST", "register", Limited::Registration),
     ("GET", "register/available", Limited::Registration),
     ("GET", "register/m.login.registration_token/validity", Limited::Registration),

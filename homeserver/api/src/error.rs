@@ -110,6 +110,11 @@ impl ApiError {
             .with("soft_logout", true)
     }
 
+    /// 403 `M_USER_SUSPENDED`.
+    pub fn suspended() -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::UserSuspended, "This account is suspended")
+    }
+
     /// 429 `M_LIMIT_EXCEEDED`: both the header and the older field say for how long to wait.
     pub fn limit_exceeded(wait: Duration) -> ApiError {
         let wait = wait.max(Duration::from_millis(1));

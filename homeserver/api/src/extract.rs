@@ -298,11 +298,7 @@ fn allow(rules: &Rules, requester: &Requester) -> ApiResult<()> {
         ));
     }
     if requester.is_suspended && !rules.suspended {
-        return Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            ErrorCode::UserSuspended,
-            "This account is suspended",
-        ));
+        return Err(ApiError::suspended());
     }
     Ok(())
 }

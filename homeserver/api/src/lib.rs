@@ -31,3 +31,14 @@ pub fn client_router(api: Api) -> Router {
 pub fn federation_router(api: Api) -> Router {
     routes::finish(federation::routes(), api)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two handlers at one path and method, or two paths that differ in the names of their variables alone, panic here.
+    #[test]
+    fn no_route_is_in_the_way_of_another() {
+        let _: Router<Api> = client::routes().merge(federation::routes());
+    }
+}

@@ -29,7 +29,8 @@ pub struct Rate {
 pub(crate) enum Limited {
     /// Messages, state and redactions, by account.
     Message,
-    /// Logins and other uses of a password, by address.
+    /// Logins and other uses of a password, by address; those that authenticate a request (`client/uia.rs`) by
+    /// account too.
     Login,
     /// Registrations, by address.
     Registration,

@@ -14,6 +14,7 @@ pub mod directory;
 pub mod federation;
 pub mod filters;
 pub mod folds;
+pub mod housekeeping;
 pub mod invite_permission;
 pub mod keys;
 pub mod media;

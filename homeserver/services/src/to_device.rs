@@ -183,7 +183,7 @@ impl ToDevice {
             .await
     }
 
-    /// Forgets which messages of other servers were taken long ago. To be called from time to time.
+    /// Forgets which messages of other servers were taken long ago. [`crate::housekeeping`] calls it.
     pub async fn prune(&self) -> StoreResult<u64> {
         let before = self.core.now().saturating_sub(SEEN_FOR);
         self.core

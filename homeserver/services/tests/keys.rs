@@ -7,7 +7,7 @@ use ruma::{
 };
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use waxwing_model::{Clock, LogPosition};
 use waxwing_rooms::{KeyPair, canonical_object};
@@ -161,9 +161,7 @@ impl Server {
         let mut conn = self.core.store.read().await.unwrap();
         let rows = conn.device_list_rows(&user(who), since, self.head()).await.unwrap();
         assert!(!rows.is_empty() || changes.is_empty(), "the database says the same as the tail");
-        let text = |users: std::collections::BTreeSet<OwnedUserId>| {
-            users.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
+        let text = |users: BTreeSet<OwnedUserId>| users.iter().map(ToString::to_string).collect::<Vec<_>>();
         (text(changes.changed), text(changes.left))
     }
 
@@ -303,6 +301,51 @@ async fn cross_signing_keys_are_checked_and_shown_to_those_who_may_see_them() {
         SigningKeys { master: Some(cross("@b:test", "master", 21).to_string()), ..SigningKeys::default() };
     server.device("@b:test", &public(21), 3).await;
     assert!(matches!(server.keys.signing_keys_put(&b, clash).await, Err(KeysError::Forbidden(_))));
+}
+
+/// Keys come with the signatures that their owner's keys really made, and no others.
+#[tokio::test]
+async fn forged_signatures_inside_uploaded_keys_are_not_kept() {
+    let server = server().await;
+    let a = user("@a:test");
+    server.device("@a:test", "D", 1).await;
+    let master = cross("@a:test", "master", 10);
+    let signed_by = |value: &Value, id: &str, seed: u8| {
+        let mut all = value.clone();
+        let signed = sign(value, "@a:test", id, seed);
+        all["signatures"]["@a:test"][format!("ed25519:{id}")] =
+            signed["signatures"]["@a:test"][format!("ed25519:{id}")].clone();
+        all
+    };
+    let by_device = signed_by(&master, "D", 1);
+    let by_none = signed_by(&by_device, "E", 2);
+    let self_signing = sign(&cross("@a:test", "self_signing", 11), "@a:test", &public(10), 10);
+    let keys = SigningKeys {
+        master: Some(by_none.to_string()),
+        self_signing: Some(signed_by(&self_signing, "D", 3).to_string()),
+        user_signing: None,
+    };
+    server.keys.signing_keys_put(&a, keys).await.unwrap();
+    // One device signed by the real self-signing key, one by a false one of the same name.
+    let upload = |value: &Value| KeyUpload { device_keys: Some(value.to_string()), ..KeyUpload::default() };
+    for (device, seed, signer) in [("D", 1, 11), ("E", 2, 12)] {
+        server.device("@a:test", device, seed).await;
+        let signed = signed_by(&device_keys("@a:test", device, seed), &public(11), signer);
+        server.upload("@a:test", device, upload(&signed)).await.unwrap();
+    }
+    let wanted = Wanted::from([(a.clone(), Vec::new())]);
+    let found = server.keys.query(&a, wanted, None).await.unwrap();
+    let signers = |raw: &RawValue| {
+        let value: Value = serde_json::from_str(raw.get()).unwrap();
+        let keys = value["signatures"]["@a:test"].as_object().cloned().unwrap_or_default();
+        keys.into_iter().map(|(id, _)| id.trim_start_matches("ed25519:").to_owned()).collect::<BTreeSet<_>>()
+    };
+    let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(signers(found.master_keys[&a].json()), set(&["D"]));
+    assert_eq!(signers(found.self_signing_keys[&a].json()), set(&[&public(10)]));
+    let devices = &found.device_keys[&a];
+    assert_eq!(signers(devices[&OwnedDeviceId::from("D")].json()), set(&["D", &public(11)]));
+    assert_eq!(signers(devices[&OwnedDeviceId::from("E")].json()), set(&["E"]));
 }
 
 #[tokio::test]

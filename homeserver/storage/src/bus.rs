@@ -1,28 +1,36 @@
 //! How a node learns that another process has committed rows: a hint where the engine can give one, and a poll.
 //! A hint may be lost, repeated or late; the log is the truth.
+//!
+//! Hints go and come on connections of their own, so that they never wait behind requests, and are sent without waiting
+//! for the disk: a NOTIFY is a transaction, which otherwise costs an fsync under a lock of the whole cluster.
 
 use crate::engine::Pools;
 use crate::store::Inner;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions, PgConnection};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::watch;
+use waxwing_model::LogPosition;
 
 /// The channel of hints.
 const CHANNEL: &str = "waxwing_log";
-const NOTIFY: &str = "SELECT pg_notify('waxwing_log', '')";
+const NOTIFY: &str = "SELECT pg_notify('waxwing_log', $1)";
 /// A lost hint costs at most this much.
 const POLL: Duration = Duration::from_secs(1);
 /// Hints are coalesced: at most one in this time.
 const COALESCE: Duration = Duration::from_millis(2);
-/// Between attempts to listen again after the connection was lost.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// Between attempts to connect again after a connection was lost.
+const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Starts the tasks that follow other writers of the log. They end with the store.
 pub(crate) fn follow(inner: &Arc<Inner>) {
     tokio::spawn(poll(Arc::downgrade(inner)));
-    if let Pools::Postgres(pool) = &inner.pools {
-        tokio::spawn(listen(Arc::downgrade(inner), pool.clone()));
-        tokio::spawn(hint(Arc::downgrade(inner), pool.clone()));
+    if let Pools::Postgres { own, .. } = &inner.pools {
+        let options = own.connect_options();
+        let committed = inner.committed.subscribe();
+        tokio::spawn(listen(Arc::downgrade(inner), committed.clone(), PgConnectOptions::clone(&options)));
+        tokio::spawn(hint(Arc::downgrade(inner), committed, PgConnectOptions::clone(&options)));
     }
 }
 
@@ -40,43 +48,76 @@ async fn catch_up(inner: &Inner) {
     }
 }
 
-async fn listen(store: Weak<Inner>, pool: sqlx::PgPool) {
-    while store.strong_count() > 0 {
-        match PgListener::connect_with(&pool).await {
-            Ok(mut listener) => {
-                if let Err(error) = follow_hints(&store, &mut listener).await {
-                    tracing::warn!(%error, "hints from the database are cut off; polling");
-                }
+/// Returns when the store is closed.
+async fn closed(mut committed: watch::Receiver<()>) {
+    while committed.changed().await.is_ok() {}
+}
+
+async fn listen(store: Weak<Inner>, committed: watch::Receiver<()>, options: PgConnectOptions) {
+    let own = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+    let pool = own.connect_lazy_with(options);
+    let hints = async {
+        loop {
+            match follow_hints(&store, &pool).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "hints from the database are cut off; polling"),
             }
-            Err(error) => tracing::warn!(%error, "cannot listen for hints from the database; polling"),
+            tokio::time::sleep(RECONNECT).await;
         }
-        tokio::time::sleep(RECONNECT).await;
-    }
-}
-
-async fn follow_hints(store: &Weak<Inner>, listener: &mut PgListener) -> Result<(), sqlx::Error> {
-    listener.listen(CHANNEL).await?;
-    loop {
-        // The store may be closed while nothing comes.
-        if let Ok(hint) = tokio::time::timeout(POLL, listener.recv()).await {
-            hint?;
-        }
-        let Some(inner) = store.upgrade() else { return Ok(()) };
-        catch_up(&inner).await;
-    }
-}
-
-/// Tells the other nodes after this one's head has moved: from a connection of its own, outside the transactions.
-async fn hint(store: Weak<Inner>, pool: sqlx::PgPool) {
-    let mut head = match store.upgrade() {
-        Some(inner) => inner.tail.subscribe(),
-        None => return,
     };
-    while head.changed().await.is_ok() {
-        head.mark_unchanged();
-        if let Err(error) = sqlx::query(NOTIFY).execute(&pool).await {
-            tracing::debug!(%error, "a hint was not sent");
-        }
-        tokio::time::sleep(COALESCE).await;
+    // Receiving a hint is broken off at the end alone.
+    tokio::select! {
+        () = hints => {}
+        () = closed(committed) => {}
     }
+}
+
+async fn follow_hints(store: &Weak<Inner>, pool: &sqlx::PgPool) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    // What was committed before we listened.
+    let mut position = None;
+    loop {
+        let Some(inner) = store.upgrade() else { return Ok(()) };
+        if position.is_none_or(|position| inner.tail.head() < position) {
+            catch_up(&inner).await;
+        }
+        drop(inner);
+        // Without a hint the connection was lost and is there again: what came between was not heard.
+        let hint = listener.try_recv().await?;
+        position = hint.and_then(|hint| hint.payload().parse().ok()).map(LogPosition);
+    }
+}
+
+/// Tells the other nodes after this one has committed rows: outside the transactions that write them.
+async fn hint(store: Weak<Inner>, mut committed: watch::Receiver<()>, options: PgConnectOptions) {
+    // A hint that a crash of the database loses is a lost hint.
+    let options = options.options([("synchronous_commit", "off")]);
+    let mut connection: Option<PgConnection> = None;
+    while committed.changed().await.is_ok() {
+        let Some(head) = store.upgrade().map(|inner| inner.tail.head()) else { return };
+        match send_hint(&mut connection, &options, head).await {
+            Ok(()) => tokio::time::sleep(COALESCE).await,
+            Err(error) => {
+                tracing::warn!(%error, "a hint was not sent; trying again");
+                connection = None;
+                committed.mark_changed();
+                tokio::time::sleep(RECONNECT).await;
+            }
+        }
+    }
+}
+
+async fn send_hint(
+    connection: &mut Option<PgConnection>,
+    options: &PgConnectOptions,
+    head: LogPosition,
+) -> Result<(), sqlx::Error> {
+    if connection.is_none() {
+        *connection = Some(options.connect().await?);
+    }
+    if let Some(connection) = connection {
+        sqlx::query(NOTIFY).bind(head.0.to_string()).execute(connection).await?;
+    }
+    Ok(())
 }

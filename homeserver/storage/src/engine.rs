@@ -10,8 +10,11 @@ use std::time::Duration;
 
 /// Connections that read on SQLite: two a core is enough to keep the disk busy on the machines we aim at.
 const SQLITE_READERS: u32 = 8;
-/// Connections of one node to PostgreSQL; its default of 100 must serve several nodes.
-const POSTGRES_CONNECTIONS: u32 = 16;
+/// Connections of one node to PostgreSQL for lookups. With its own ([`POSTGRES_OWN`]) and the two of `bus.rs` a node has
+/// 16; PostgreSQL's default of 100 must serve several nodes.
+const POSTGRES_CONNECTIONS: u32 = 12;
+/// Connections that requests cannot take: one commits groups, one follows the log. So neither ever waits behind lookups.
+const POSTGRES_OWN: u32 = 2;
 /// A statement that waits longer for a lock or a connection has met a fault, not load.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -69,7 +72,7 @@ impl Conn {
 #[derive(Clone, Debug)]
 pub(crate) enum Pools {
     Sqlite { writer: SqlitePool, readers: SqlitePool },
-    Postgres(PgPool),
+    Postgres { lookups: PgPool, own: PgPool },
 }
 
 impl Pools {
@@ -104,13 +107,15 @@ impl Pools {
         }
         if address.starts_with("postgres://") || address.starts_with("postgresql://") {
             let options = PgConnectOptions::from_str(address)?.statement_cache_capacity(500);
-            let pool = PgPoolOptions::new()
-                .max_connections(POSTGRES_CONNECTIONS)
-                .acquire_timeout(PATIENCE)
-                .test_before_acquire(false)
-                .connect_with(options)
-                .await?;
-            return Ok(Pools::Postgres(pool));
+            let pool = |connections| {
+                PgPoolOptions::new()
+                    .max_connections(connections)
+                    .acquire_timeout(PATIENCE)
+                    .test_before_acquire(false)
+            };
+            let own = pool(POSTGRES_OWN).connect_with(options.clone()).await?;
+            let lookups = pool(POSTGRES_CONNECTIONS).connect_lazy_with(options);
+            return Ok(Pools::Postgres { lookups, own });
         }
         Err(StoreError::Address)
     }
@@ -118,7 +123,7 @@ impl Pools {
     pub(crate) fn engine(&self) -> Engine {
         match self {
             Pools::Sqlite { .. } => Engine::Sqlite,
-            Pools::Postgres(_) => Engine::Postgres,
+            Pools::Postgres { .. } => Engine::Postgres,
         }
     }
 
@@ -126,15 +131,23 @@ impl Pools {
     pub(crate) async fn reader(&self) -> StoreResult<Conn> {
         Ok(match self {
             Pools::Sqlite { readers, .. } => Conn::Sqlite(readers.acquire().await?),
-            Pools::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+            Pools::Postgres { lookups, .. } => Conn::Postgres(lookups.acquire().await?),
         })
+    }
+
+    /// A connection that follows the log.
+    pub(crate) async fn follower(&self) -> StoreResult<Conn> {
+        match self {
+            Pools::Sqlite { .. } => self.reader().await,
+            Pools::Postgres { own, .. } => Ok(Conn::Postgres(own.acquire().await?)),
+        }
     }
 
     /// A connection that may write.
     pub(crate) async fn writer(&self) -> StoreResult<Conn> {
         Ok(match self {
             Pools::Sqlite { writer, .. } => Conn::Sqlite(writer.acquire().await?),
-            Pools::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+            Pools::Postgres { own, .. } => Conn::Postgres(own.acquire().await?),
         })
     }
 }

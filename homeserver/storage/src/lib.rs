@@ -13,6 +13,7 @@ mod audit;
 mod backups;
 mod bus;
 mod cursors;
+mod dehydrated;
 mod delayed;
 mod device_lists;
 mod dialect;
@@ -21,6 +22,7 @@ mod error;
 mod events;
 mod filters;
 mod group;
+mod inbound_transactions;
 mod keys;
 mod leases;
 mod log;
@@ -56,6 +58,7 @@ mod tx;
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
 pub use device_lists::DeviceListRow;
 pub use engine::{Conn, Engine};
@@ -95,9 +98,11 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("backups", backups::STATEMENTS),
     ("cursors", cursors::STATEMENTS),
     ("delayed", delayed::STATEMENTS),
+    ("dehydrated", dehydrated::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
     ("events", events::STATEMENTS),
     ("filters", filters::STATEMENTS),
+    ("inbound_transactions", inbound_transactions::STATEMENTS),
     ("keys", keys::STATEMENTS),
     ("leases", leases::STATEMENTS),
     ("log", log::STATEMENTS),

@@ -21,6 +21,10 @@ macro_rules! migrations {
 /// In the order in which they are applied. Never change one that was released: add the next.
 pub(crate) const MIGRATIONS: &[Migration] = migrations![
     1 "0001_base",
+    10 "0010_inbound_transactions",
+    11 "0011_to_device_seen_by_time",
+    12 "0012_to_device_handed_out",
+    13 "0013_dehydrated_devices",
     20 "0020_push",
     30 "0030_appservice_rooms",
     40 "0040_sliding_sync",

@@ -16,7 +16,7 @@ use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
 
@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     outbox_changed: Notify,
     /// How often a connection for lookups was given out.
     lookups: AtomicU64,
+    /// Changes when this node has committed rows of the log; closed with the store.
+    pub committed: watch::Sender<()>,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
 }
@@ -86,6 +88,7 @@ impl Store {
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
+            committed: watch::Sender::new(()),
             publishing: Mutex::new(()),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
@@ -254,11 +257,11 @@ impl Inner {
         let head = self.tail.head();
         if first == head.next() {
             self.append(rows);
-            return;
-        }
-        if let Err(error) = self.read_upto(None).await {
+        } else if let Err(error) = self.read_upto(None).await {
             tracing::warn!(%error, "cannot follow the log; trying again at the next hint");
         }
+        // Only now: a hint says how far this node has come. Those of other nodes' rows are theirs to give.
+        self.committed.send_replace(());
     }
 
     pub(crate) async fn catch_up(&self) -> StoreResult<()> {
@@ -267,7 +270,7 @@ impl Inner {
     }
 
     async fn read_upto(&self, upto: Option<LogPosition>) -> StoreResult<()> {
-        let mut conn = self.pools.reader().await?;
+        let mut conn = self.pools.follower().await?;
         let upto = match upto {
             Some(upto) => upto,
             None => conn.log_head().await?,

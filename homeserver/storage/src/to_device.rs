@@ -13,6 +13,9 @@ statements! {
     DELETE_UPTO = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position <= $3";
     DELETE_ONE = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2 AND position = $3";
     DELETE_ALL = "DELETE FROM to_device WHERE user_id = $1 AND device_id = $2";
+    HANDED_OUT = "SELECT position FROM to_device_handed_out WHERE user_id = $1 AND device_id = $2";
+    HAND_OUT = "INSERT INTO to_device_handed_out (user_id, device_id, position) VALUES ($1, $2, $3) ON CONFLICT (user_id, device_id) DO UPDATE SET position = excluded.position WHERE to_device_handed_out.position < excluded.position";
+    DELETE_HANDED_OUT = "DELETE FROM to_device_handed_out WHERE user_id = $1 AND device_id = $2";
     DEVICES = "SELECT user_id, device_id FROM devices WHERE user_id IN ($list) ORDER BY user_id, device_id";
     SEEN = "INSERT INTO to_device_seen (sender, message_id, seen_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     SEEN_PRUNE = "DELETE FROM to_device_seen WHERE seen_at < $1";
@@ -47,6 +50,16 @@ impl Conn {
                 Ok((LogPosition(position), json))
             })
             .collect()
+    }
+
+    /// Every message that waits for a device up to this position has been in an answer to it.
+    pub async fn to_device_handed_out(&mut self, user: &UserId, device: &str) -> StoreResult<LogPosition> {
+        let found: Option<(i64,)> = on_engine!(self, |c| sqlx::query_as(HANDED_OUT)
+            .bind(user.as_str())
+            .bind(device)
+            .fetch_optional(c)
+            .await)?;
+        Ok(found.map_or(LogPosition::START, |(position,)| LogPosition(position)))
     }
 
     /// The devices of each of `users`, as (user, device) in order.
@@ -108,15 +121,35 @@ impl crate::Tx {
         Ok(())
     }
 
-    /// The device is gone: what waits for it goes.
-    pub async fn to_device_delete_all(&mut self, user: &UserId, device: &str) -> StoreResult<()> {
+    /// Notes that an answer with every message up to `position` is about to leave.
+    pub async fn to_device_hand_out(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        position: LogPosition,
+    ) -> StoreResult<()> {
         let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(DELETE_ALL)
+        on_engine!(conn, |c| sqlx::query(HAND_OUT)
             .bind(user.as_str())
             .bind(device)
+            .bind(position.0)
             .execute(c)
             .await
             .map(|_| ()))?;
+        Ok(())
+    }
+
+    /// The device is gone: what waits for it goes.
+    pub async fn to_device_delete_all(&mut self, user: &UserId, device: &str) -> StoreResult<()> {
+        let conn = self.writing().await?;
+        for text in [DELETE_ALL, DELETE_HANDED_OUT] {
+            on_engine!(&mut *conn, |c| sqlx::query(text)
+                .bind(user.as_str())
+                .bind(device)
+                .execute(c)
+                .await
+                .map(|_| ()))?;
+        }
         Ok(())
     }
 

@@ -11,15 +11,20 @@ use std::path::Path;
 use tempfile::TempDir;
 use waxwing_client::{Channel, Client};
 
-const NAMES: [&str; 2] = ["alpha.localhost", "beta.localhost"];
+pub const NAMES: [&str; 2] = ["alpha.localhost", "beta.localhost"];
 
-struct Federation {
-    nodes: [Node; 2],
+pub struct Federation {
+    pub nodes: [Node; 2],
     folder: TempDir,
 }
 
 impl Federation {
     async fn start() -> Federation {
+        Federation::start_with([&[], &[]]).await
+    }
+
+    /// Each server with settings of its own.
+    pub async fn start_with(more: [&[&str]; 2]) -> Federation {
         let folder = tempfile::tempdir().unwrap();
         write_certificates(folder.path());
         let at = |file: String| folder.path().join(file).display().to_string();
@@ -37,7 +42,10 @@ impl Federation {
             "federation.hosts={{ \"{}\" = \"127.0.0.1:{}\", \"{}\" = \"127.0.0.1:{}\" }}",
             NAMES[0], nodes[0].federation_port, NAMES[1], nodes[1].federation_port
         );
-        for node in &mut nodes {
+        for (node, more) in nodes.iter_mut().zip(more) {
+            for setting in more {
+                node.set((*setting).to_owned());
+            }
             node.set(hosts.clone());
             node.start().await;
         }
@@ -54,7 +62,7 @@ impl Federation {
 }
 
 /// One authority, and a certificate for each server.
-fn write_certificates(folder: &Path) {
+pub fn write_certificates(folder: &Path) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "Waxwing test authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

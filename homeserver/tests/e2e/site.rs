@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use waxwing_client::Client;
 use waxwing_client::ruma::OwnedRoomId;
+use waxwing_storage::Store;
 
 /// How long a step may take on a machine that has other work too.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,6 +66,15 @@ impl Site {
         }
         let url = proxy.as_ref().map_or_else(|| nodes[0].client_url(), |proxy| proxy.url.clone());
         Some(Site { url, nodes, _proxy: proxy, folder, database })
+    }
+
+    /// The database, beside the nodes.
+    pub async fn store(&self) -> Store {
+        let url = match &self.database {
+            Some(database) => database.url(),
+            None => format!("sqlite:{}", self.nodes[0].data().join("waxwing.db").display()),
+        };
+        Store::open(&url).await.unwrap()
     }
 
     /// A person's folder.

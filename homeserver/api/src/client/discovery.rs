@@ -30,6 +30,7 @@ const FEATURES: &[&str] = &[
     "org.matrix.msc3440.stable",
     "org.matrix.msc3771",
     "org.matrix.msc3773",
+    "org.matrix.msc3814",
     "org.matrix.msc3827.stable",
     "org.matrix.msc3874",
     "org.matrix.msc3881",

@@ -5,6 +5,7 @@ mod account_error;
 mod admin;
 pub(crate) mod appservice;
 mod backups;
+mod dehydrated;
 mod devices;
 pub(crate) mod directory;
 pub(crate) mod discovery;
@@ -45,6 +46,7 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(reading::routes())
         .merge(user::routes())
         .merge(keys::routes())
+        .merge(dehydrated::routes())
         .merge(to_device::routes())
         .merge(backups::routes())
         .merge(directory::routes())

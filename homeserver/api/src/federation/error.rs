@@ -38,7 +38,7 @@ impl From<TransactionError> for ApiError {
             TransactionError::Malformed(_) => {
                 ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::BadJson, error)
             }
-            TransactionError::TooMany => ApiError::invalid_param(error),
+            TransactionError::TooMany | TransactionError::BadId => ApiError::invalid_param(error),
             TransactionError::Busy => ApiError::limit_exceeded(BUSY),
             TransactionError::Internal => ApiError::internal(error),
         }

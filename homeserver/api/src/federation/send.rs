@@ -2,12 +2,12 @@
 //! <https://spec.matrix.org/v1.19/server-server-api/#transactions>
 
 use super::signed::{Signed, SignedExt, TRANSACTION, json};
-use crate::error::ApiResult;
+use crate::error::{ApiError, ApiResult};
 use crate::state::Api;
 use axum::Router;
 use axum::response::Response;
 use axum::routing::MethodFilter;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use waxwing_services::federation::Federation;
 
 pub(super) fn routes() -> Router<Api> {
@@ -18,13 +18,6 @@ pub(super) fn routes() -> Router<Api> {
 async fn send(federation: Federation, request: Signed) -> ApiResult<Response> {
     let txn_id = request.path.first().map(String::as_str).unwrap_or_default();
     let result = federation.inbound().transaction(&request.origin, txn_id, &request.body).await?;
-    let mut pdus = Map::new();
-    for (id, outcome) in &result.pdus {
-        let mut entry = Map::new();
-        if let Err(reason) = outcome {
-            entry.insert("error".to_owned(), Value::String(reason.clone()));
-        }
-        pdus.insert(id.to_string(), Value::Object(entry));
-    }
-    json(&serde_json::json!({ "pdus": pdus }))
+    let answer = RawValue::from_string(result.to_json()).map_err(ApiError::internal)?;
+    json(&answer)
 }

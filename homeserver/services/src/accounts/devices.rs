@@ -7,7 +7,7 @@ use ruma::{DeviceId, OwnedDeviceId, UserId};
 use waxwing_storage::{DeviceRow, Fact, NewRow, StoreResult, Tx};
 
 /// Removes a device with everything that hangs on it; false: there was none.
-pub(super) async fn remove(core: &Core, tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
+pub(crate) async fn remove(core: &Core, tx: &mut Tx, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
     tx.tokens_delete_of_device(user, device).await?;
     tx.log_append(NewRow::new(Fact::Account).user(user).reference(device.as_str()));
     if !tx.device_delete(user, device).await? {

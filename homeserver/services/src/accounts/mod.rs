@@ -14,6 +14,7 @@ mod standing;
 mod tokens;
 mod uia;
 
+pub(crate) use devices::remove as remove_device;
 pub use error::{AccountError, AuthError};
 pub use openid::OPENID_LIFETIME;
 pub use registration::{Made, NewAccount, SecretRegistration};

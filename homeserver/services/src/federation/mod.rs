@@ -11,6 +11,7 @@ mod leave;
 mod older;
 mod outbox;
 mod queries;
+mod replays;
 mod run;
 
 pub use edus::Edus;
@@ -18,6 +19,7 @@ pub use error::FederationError;
 pub use history::{MissingEvents, RoomState};
 pub use invite::Invitation;
 pub use join::{Joined, Template};
+pub(crate) use replays::KEPT_FOR as ANSWERS_KEPT_FOR;
 
 use crate::Core;
 use crate::keys::Keys;
@@ -128,6 +130,7 @@ impl Federation {
             ring: Arc::clone(&outgoing.ring),
             timeline: Arc::new(timeline.clone()),
             edus: Arc::new(edus.clone()),
+            replays: Arc::new(replays::Replays { core: core.clone() }),
         });
         Federation { core, timeline, outgoing, inbound, edus }
     }

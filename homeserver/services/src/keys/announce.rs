@@ -33,6 +33,7 @@ pub async fn device_removed(core: &Core, tx: &mut Tx, user: &UserId, device: &st
     tx.one_time_keys_delete(user, device).await?;
     tx.to_device_delete_all(user, device).await?;
     tx.sliding_remove_device(user, device).await?;
+    tx.dehydrated_delete(user, device.into()).await?;
     tx.log_append(NewRow::new(Fact::DeviceList).user(user));
     if !core.settings.federation {
         return Ok(());

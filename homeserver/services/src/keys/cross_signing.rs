@@ -107,16 +107,42 @@ async fn check(
     }
     let uploaded = new.iter().find(|(usage, _)| *usage == "master").map(|(_, object)| object);
     let master = uploaded.or_else(|| stored.get("master"));
-    for (usage, object) in new.iter().filter(|(usage, _)| *usage != "master") {
+    let master = master.and_then(objects::only_key).map(|(id, key)| (id.to_owned(), key.to_owned()));
+    let identities = device_identities(conn, user).await?;
+    for (usage, object) in &mut new {
+        if *usage == "master" {
+            // The user's devices may have signed it. What they did not sign is not kept.
+            let signed = |object: &CanonicalJsonObject, id: &str| {
+                let key = identities.get(id);
+                key.is_some_and(|key| objects::is_signed_by(object, user.as_str(), id, key))
+            };
+            objects::keep_signatures_of(object, user.as_str(), signed);
+            continue;
+        }
         let (id, key) = master
-            .and_then(objects::only_key)
+            .as_ref()
             .ok_or_else(|| KeysError::Missing("there is no master key for these keys".into()))?;
         if !objects::is_signed_by(object, user.as_str(), id, key) {
             let what = usage.replace('_', "-");
             return Err(KeysError::Signature(format!("the {what} key is not signed by the master key")));
         }
+        objects::keep_signatures_of(object, user.as_str(), |_, other| other == id);
     }
     Ok(new)
+}
+
+/// The identity keys of the user's devices by their ids (`ed25519:DEVICE`).
+async fn device_identities(conn: &mut Conn, user: &UserId) -> Result<BTreeMap<String, String>, KeysError> {
+    let mut all = BTreeMap::new();
+    for row in conn.device_keys_load(&[user.to_owned()]).await? {
+        let id = format!("ed25519:{}", row.device_id);
+        if let Ok(object) = objects::parse(&row.json)
+            && let Some(key) = objects::public_key(&object, &id)
+        {
+            all.insert(id.clone(), key.to_owned());
+        }
+    }
+    Ok(all)
 }
 
 fn check_one(user: &UserId, usage: &str, json: &str) -> Result<CanonicalJsonObject, KeysError> {

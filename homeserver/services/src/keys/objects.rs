@@ -54,6 +54,24 @@ pub(super) fn keep_signatures(object: &mut CanonicalJsonObject, keep: impl Fn(&s
     }
 }
 
+/// Drops those signatures of `signer` that `keep` does not want, by the object and the key's id.
+pub(super) fn keep_signatures_of(
+    object: &mut CanonicalJsonObject,
+    signer: &str,
+    keep: impl Fn(&CanonicalJsonObject, &str) -> bool,
+) {
+    let ids: Vec<String> = signatures_of(object, signer).map(|(id, _)| id.to_owned()).collect();
+    let dropped: Vec<String> = ids.into_iter().filter(|id| !keep(object, id)).collect();
+    if let Some(CanonicalJsonValue::Object(signers)) = object.get_mut(SIGNATURES)
+        && let Some(CanonicalJsonValue::Object(keys)) = signers.get_mut(signer)
+    {
+        keys.retain(|id, _| !dropped.contains(id));
+        if keys.is_empty() {
+            signers.remove(signer);
+        }
+    }
+}
+
 /// Adds a signature.
 pub(super) fn add_signature(object: &mut CanonicalJsonObject, row: &KeySignatureRow) {
     let empty = || CanonicalJsonValue::Object(CanonicalJsonObject::new());

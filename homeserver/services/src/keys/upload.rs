@@ -41,11 +41,8 @@ impl Keys {
         upload: KeyUpload,
     ) -> Result<KeyCounts, KeysError> {
         let device = device.ok_or(KeysError::NoDevice)?.to_owned();
-        let identity =
-            upload.device_keys.map(|json| check_device_keys(user, &device, &json)).transpose()?.map(Arc::new);
-        let one_time: Arc<[OneTimeKeyRow]> = check_one_time_keys(upload.one_time_keys)?.into();
-        let fallback: Arc<[OneTimeKeyRow]> = check_one_time_keys(upload.fallback_keys)?.into();
-        if identity.is_none() && one_time.is_empty() && fallback.is_empty() {
+        let upload = Arc::new(CheckedUpload::check(user, &device, upload)?);
+        if upload.is_empty() {
             return Ok(self.core.store.read().await?.one_time_key_counts(user, device.as_str()).await?);
         }
         let (core, user) = (self.core.clone(), user.to_owned());
@@ -53,23 +50,72 @@ impl Keys {
             .store
             .write("keys.upload", Vec::new(), move |tx| {
                 let (core, user, device) = (core.clone(), user.clone(), device.clone());
-                let (identity, one_time, fallback) = (identity.clone(), one_time.clone(), fallback.clone());
+                let upload = Arc::clone(&upload);
                 Box::pin(async move {
-                    if let Some(identity) = identity {
-                        put_device_keys(&core, tx, &user, &device, &identity).await?;
-                    }
-                    let mut changed = put_one_time_keys(tx, &user, &device, &one_time).await?;
-                    for key in fallback.iter() {
-                        changed |= tx.fallback_key_put(&user, device.as_str(), key).await?;
-                    }
-                    if changed {
-                        let row = NewRow::new(Fact::OneTimeKeys).user(user.clone());
-                        tx.log_append(row.reference(device.as_str()));
-                    }
+                    upload.put(&core, tx, &user, &device).await?;
                     Ok(tx.one_time_key_counts(&user, device.as_str()).await?)
                 })
             })
             .await
+    }
+}
+
+/// Keys that are those of a device, as far as can be seen without the database.
+pub(super) struct CheckedUpload {
+    identity: Option<CanonicalJsonObject>,
+    one_time: Vec<OneTimeKeyRow>,
+    fallback: Vec<OneTimeKeyRow>,
+}
+
+impl CheckedUpload {
+    /// Checks an upload for `device`.
+    pub(super) fn check(
+        user: &UserId,
+        device: &DeviceId,
+        upload: KeyUpload,
+    ) -> Result<CheckedUpload, KeysError> {
+        let identity = upload.device_keys.map(|json| check_device_keys(user, device, &json)).transpose()?;
+        let one_time = check_one_time_keys(upload.one_time_keys)?;
+        let fallback = check_one_time_keys(upload.fallback_keys)?;
+        Ok(CheckedUpload { identity, one_time, fallback })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.identity.is_none() && self.one_time.is_empty() && self.fallback.is_empty()
+    }
+
+    /// Stores it.
+    pub(super) async fn put(
+        &self,
+        core: &crate::Core,
+        tx: &mut Tx,
+        user: &OwnedUserId,
+        device: &OwnedDeviceId,
+    ) -> Result<(), KeysError> {
+        self.put_identity(core, tx, user, device).await?;
+        let mut changed = put_one_time_keys(tx, user, device, &self.one_time).await?;
+        for key in &self.fallback {
+            changed |= tx.fallback_key_put(user, device.as_str(), key).await?;
+        }
+        if changed {
+            let row = NewRow::new(Fact::OneTimeKeys).user(user.clone());
+            tx.log_append(row.reference(device.as_str()));
+        }
+        Ok(())
+    }
+
+    /// Stores the identity keys alone.
+    pub(super) async fn put_identity(
+        &self,
+        core: &crate::Core,
+        tx: &mut Tx,
+        user: &OwnedUserId,
+        device: &OwnedDeviceId,
+    ) -> Result<(), KeysError> {
+        match &self.identity {
+            Some(identity) => put_device_keys(core, tx, user, device, identity).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -139,6 +185,19 @@ async fn put_device_keys(
     device: &OwnedDeviceId,
     new: &CanonicalJsonObject,
 ) -> Result<(), KeysError> {
+    // A device may come signed by its user already. What is signed by a key that the user does not have is not kept.
+    let mut new = new.clone();
+    let cross = tx.cross_signing_load(std::slice::from_ref(user)).await?;
+    let self_signing = cross.into_iter().find(|row| row.usage == "self_signing");
+    let self_signing = self_signing.and_then(|row| objects::parse(&row.json).ok());
+    let own = format!("ed25519:{device}");
+    objects::keep_signatures_of(&mut new, user.as_str(), |object, id| {
+        id == own
+            || self_signing.as_ref().and_then(objects::only_key).is_some_and(|(known, key)| {
+                known == id && objects::is_signed_by(object, user.as_str(), id, key)
+            })
+    });
+    let new = &new;
     let json = objects::text(new);
     if let Some(old) = tx.device_keys_of(user, device.as_str()).await? {
         if old.json == json {

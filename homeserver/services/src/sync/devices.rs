@@ -37,11 +37,13 @@ pub(super) struct Devices {
     counts: Cache<Device, (LogPosition, Arc<KeyCounts>)>,
     /// Up to where messages of a device were deleted.
     deleted: Mutex<HashMap<Device, LogPosition>>,
+    /// Up to where messages of a device are known to have been in an answer.
+    handed_out: Cache<Device, LogPosition>,
 }
 
 impl Default for Devices {
     fn default() -> Devices {
-        Devices { counts: Cache::new(DEVICES), deleted: Mutex::default() }
+        Devices { counts: Cache::new(DEVICES), deleted: Mutex::default(), handed_out: Cache::new(DEVICES) }
     }
 }
 
@@ -75,6 +77,39 @@ impl Devices {
     }
 }
 
+impl Devices {
+    /// Up to where every message of the device has been in an answer of some node. From memory when that is `enough`.
+    async fn handed_out(
+        &self,
+        core: &Core,
+        device: &Device,
+        enough: LogPosition,
+    ) -> StoreResult<LogPosition> {
+        if let Some(known) = self.handed_out.get(device).filter(|known| *known >= enough) {
+            return Ok(known);
+        }
+        let stored = core.store.read().await?.to_device_handed_out(&device.0, &device.1).await?;
+        self.handed_out.insert(device.clone(), stored);
+        Ok(stored)
+    }
+
+    /// An answer with every message of the device up to `upto` is about to leave.
+    async fn hand_out(&self, core: &Core, device: &Device, upto: LogPosition) -> StoreResult<()> {
+        if self.handed_out.get(device).is_some_and(|known| known >= upto) {
+            return Ok(());
+        }
+        let (user, name) = device.clone();
+        core.store
+            .write("to-device handed out", Vec::new(), move |tx| {
+                let (user, name) = (user.clone(), name.clone());
+                Box::pin(async move { tx.to_device_hand_out(&user, &name, upto).await })
+            })
+            .await?;
+        self.handed_out.insert(device.clone(), upto);
+        Ok(())
+    }
+}
+
 impl Sync {
     /// The client came back with a token: it has the messages up to `upto` that were sent with it, and they go.
     pub(super) async fn acknowledge_to_device(
@@ -86,7 +121,9 @@ impl Sync {
         let key = (viewer.user.clone(), device.clone());
         let folds = self.notifier.folds();
         let Some(newest) = folds.to_device_newest(&key.0, &key.1) else { return Ok(()) };
+        // A token of another session may be ahead of what this device was ever given.
         let upto = upto.min(newest);
+        let upto = upto.min(self.devices.handed_out(&self.core, &key, upto).await?);
         if self.devices.deleted.lock().get(&key).is_some_and(|deleted| *deleted >= upto) {
             return Ok(());
         }
@@ -127,15 +164,23 @@ impl Build<'_> {
         limit: usize,
     ) -> StoreResult<(Vec<Box<RawValue>>, LogPosition)> {
         let newest = self.sync.notifier.folds().to_device_newest(self.user(), device);
-        if newest.is_none_or(|newest| newest <= after) {
+        let Some(newest) = newest else { return Ok((Vec::new(), self.upto.max(after))) };
+        let (devices, key) = (&self.sync.devices, (self.user().to_owned(), device.to_owned()));
+        // What was in no answer yet goes out, whatever the client says that it has.
+        let given = devices.handed_out(self.core(), &key, newest.min(after)).await?;
+        if newest <= after && newest <= given {
             return Ok((Vec::new(), self.upto.max(after)));
         }
+        let (token, after) = (after, after.min(given));
         let limit = i64::try_from(limit).unwrap_or(MAX_MESSAGES).clamp(1, MAX_MESSAGES);
         let mut conn = self.core().store.read().await?;
         let found = conn.to_device_load(self.user(), device, after, self.upto, limit).await?;
         drop(conn);
         let cut = found.len() as i64 == limit;
-        let upto = found.last().filter(|_| cut).map_or(self.upto.max(after), |(position, _)| *position);
+        let upto = found.last().filter(|_| cut).map_or(self.upto.max(token), |(position, _)| *position);
+        if let Some((last, _)) = found.last() {
+            devices.hand_out(self.core(), &key, *last).await?;
+        }
         Ok((found.into_iter().map(|(_, message)| message).collect(), upto))
     }
 

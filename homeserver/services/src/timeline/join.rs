@@ -104,6 +104,7 @@ impl Timeline {
         if servers.is_empty() {
             return Err(TimelineError::NoRoom);
         }
+        self.check_before_join(&join, &servers).await?;
         let mut content = profile_content(&self.core, &join.author.user).await?;
         content.extend(join.content.clone());
         let request = JoinRequest {

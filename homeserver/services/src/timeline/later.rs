@@ -34,7 +34,7 @@ impl Timeline {
         row: &DelayedRow,
         by: i64,
     ) -> Result<Option<OwnedEventId>, TimelineError> {
-        let author = Author { user: row.user.clone(), appservice: row.appservice.clone() };
+        let author = Author { appservice: row.appservice.clone(), ..Author::new(row.user.clone()) };
         let mut draft = draft_of(row)?;
         let policy = self.seal_policy(&row.room, &author);
         sealed::check_local_send(&draft.kind, &draft.content, draft.state_key.as_deref(), &policy)?;

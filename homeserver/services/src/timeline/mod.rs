@@ -12,6 +12,7 @@ pub(crate) mod membership;
 mod outside;
 mod persist;
 mod port;
+mod preview;
 mod redact_related;
 mod resolve;
 mod send;
@@ -42,12 +43,15 @@ pub struct Author {
     pub user: OwnedUserId,
     /// The application service that speaks for the user.
     pub appservice: Option<String>,
+    /// The account is suspended: of events, it may redact its own alone.
+    /// <https://spec.matrix.org/v1.19/client-server-api/#account-suspension>
+    pub suspended: bool,
 }
 
 impl Author {
     /// A user that speaks for itself.
     pub fn new(user: impl Into<OwnedUserId>) -> Author {
-        Author { user: user.into(), appservice: None }
+        Author { user: user.into(), appservice: None, suspended: false }
     }
 }
 

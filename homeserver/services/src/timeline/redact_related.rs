@@ -46,20 +46,24 @@ impl Timeline {
         if drafts.is_empty() {
             return Ok(());
         }
-        let input = Arc::new((self.core.clone(), author.user.clone(), room.to_owned(), drafts));
+        let input = Arc::new((self.core.clone(), author.clone(), room.to_owned(), drafts));
         self.core
             .store
             .write("redact relations", vec![room.to_owned()], move |tx| {
                 let input = Arc::clone(&input);
                 Box::pin(async move {
-                    let (core, user, room, drafts) = &*input;
-                    must_be_joined(tx, room, user).await?;
+                    let (core, author, room, drafts) = &*input;
+                    must_be_joined(tx, room, &author.user).await?;
                     for draft in drafts {
-                        match check_redaction(tx, room, draft).await {
+                        match check_redaction(tx, room, draft, author.suspended).await {
                             Ok(()) => {
                                 append(core, tx, room, draft).await?;
                             }
-                            Err(TimelineError::Forbidden(_) | TimelineError::NotFound(_)) => {}
+                            Err(
+                                TimelineError::Forbidden(_)
+                                | TimelineError::NotFound(_)
+                                | TimelineError::Suspended,
+                            ) => {}
                             Err(error) => return Err(error),
                         }
                     }

@@ -49,6 +49,7 @@ impl Timeline {
         let room: OwnedRoomId = room.to_owned();
         let request = repeat.as_ref().map(|repeat| repeat.key(&draft.sender));
         let input = Arc::new((draft, repeat));
+        let suspended = author.suspended;
         let rooms = vec![room.clone()];
         self.core
             .store
@@ -62,7 +63,7 @@ impl Timeline {
                     must_be_joined(tx, &room, &draft.sender).await?;
                     check_relation(tx, &room, draft).await?;
                     if draft.kind == TimelineEventType::RoomRedaction {
-                        check_redaction(tx, &room, draft).await?;
+                        check_redaction(tx, &room, draft, suspended).await?;
                     }
                     let event = append(&core, tx, &room, draft).await?;
                     if let Some(repeat) = repeat {
@@ -250,8 +251,13 @@ fn same_json(one: &RawValue, other: &RawValue) -> bool {
     parse(one).is_some_and(|one| Some(one) == parse(other))
 }
 
-/// A user may redact what is theirs; others' events only with the room's redact level.
-pub(super) async fn check_redaction(tx: &mut Tx, room: &RoomId, draft: &Draft) -> Result<(), TimelineError> {
+/// A user may redact what is theirs; others' events only with the room's redact level, and while not suspended.
+pub(super) async fn check_redaction(
+    tx: &mut Tx,
+    room: &RoomId,
+    draft: &Draft,
+    suspended: bool,
+) -> Result<(), TimelineError> {
     let row = room_row(tx, room).await?;
     let Some(target_id) = &draft.redacts else { return Ok(()) };
     let target = tx.events_known(std::slice::from_ref(target_id)).await?.pop();
@@ -259,6 +265,7 @@ pub(super) async fn check_redaction(tx: &mut Tx, room: &RoomId, draft: &Draft) -
     match target {
         Some(target) if target.room_id != *room => Err(TimelineError::NotFound("event")),
         Some(target) if target.sender == draft.sender => Ok(()),
+        _ if suspended => Err(TimelineError::Suspended),
         _ => match power_at(tx, &row.version, row.state_root).await? {
             Some(power) if power.can_redact(&draft.sender) => Ok(()),
             _ => Err(TimelineError::Forbidden("you may not redact this event".to_owned())),

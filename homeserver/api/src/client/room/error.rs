@@ -39,6 +39,7 @@ impl From<TimelineError> for ApiError {
             TimelineError::DuplicateAnnotation => {
                 ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
             }
+            TimelineError::Suspended => ApiError::suspended(),
             TimelineError::Sealed(refusal) => ApiError::forbidden(refusal),
             TimelineError::InviteBlocked => {
                 ApiError::custom(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "Invitations are blocked")

@@ -57,5 +57,6 @@ pub(crate) fn author(requester: &Requester) -> Author {
     Author {
         user: requester.user_id.clone(),
         appservice: requester.appservice.as_ref().map(ToString::to_string),
+        suspended: requester.is_suspended,
     }
 }

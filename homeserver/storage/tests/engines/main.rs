@@ -1,6 +1,10 @@
 //! What the storage promises, on both engines: one text for both, groups that keep their members apart, a log that
 //! readers see whole and in order.
 
+mod claims;
+mod hints;
+mod migrations;
+
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};

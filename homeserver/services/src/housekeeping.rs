@@ -1,0 +1,81 @@
+//! Forgets what is kept for a named time only: one node at a time, now and then.
+
+use crate::Core;
+use crate::federation::ANSWERS_KEPT_FOR;
+use crate::to_device::ToDevice;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use waxwing_model::opaque_id;
+use waxwing_storage::{StoreError, StoreResult};
+
+/// A server that just started has better things to do.
+const FIRST: Duration = Duration::from_mins(2);
+/// How often it is done. What is forgotten is days old: an hour more does not matter.
+const EVERY: Duration = Duration::from_hours(1);
+/// The lease of the node that does it, a little shorter than [`EVERY`] so that it is free at the next turn.
+const LEASE: Duration = Duration::from_mins(55);
+const LEASE_NAME: &str = "housekeeping";
+
+/// What was forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Answers to other servers' transactions.
+    pub answers: u64,
+    /// Ids of other servers' to-device messages.
+    pub message_ids: u64,
+}
+
+/// The service.
+pub struct Housekeeping {
+    core: Core,
+    to_device: ToDevice,
+    owner: Arc<str>,
+}
+
+impl Housekeeping {
+    /// The service.
+    pub fn new(core: Core, to_device: ToDevice) -> Housekeeping {
+        Housekeeping { core, to_device, owner: opaque_id(16).into() }
+    }
+
+    /// Tidies up from time to time until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut wait = FIRST;
+        while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+            wait = EVERY;
+            match self.turn().await {
+                Ok(Some(forgotten)) => tracing::debug!(?forgotten, "tidied up"),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot tidy up; trying again later"),
+            }
+        }
+    }
+
+    /// Tidies up once, unless another node has done so a moment ago.
+    pub async fn turn(&self) -> StoreResult<Option<Forgotten>> {
+        let (owner, now) = (Arc::clone(&self.owner), self.core.now());
+        let ours = self.core.store.write("housekeeping lease", Vec::new(), move |tx| {
+            let owner = Arc::clone(&owner);
+            Box::pin(async move {
+                let until = now + LEASE.as_millis() as u64;
+                Ok::<_, StoreError>(tx.lease_take(LEASE_NAME, &owner, now, until).await?.is_some())
+            })
+        });
+        if !ours.await? {
+            return Ok(None);
+        }
+        let answers = self.forget_answers(now).await?;
+        Ok(Some(Forgotten { answers, message_ids: self.to_device.prune().await? }))
+    }
+
+    async fn forget_answers(&self, now: u64) -> StoreResult<u64> {
+        let before = now.saturating_sub(ANSWERS_KEPT_FOR.as_millis() as u64);
+        self.core
+            .store
+            .write("forget answers", Vec::new(), move |tx| {
+                Box::pin(async move { tx.inbound_transactions_prune(before).await })
+            })
+            .await
+    }
+}

@@ -1,0 +1,279 @@
+//! What a server does for, and not for, another organisation's: requests that are signed as that one signs them.
+
+use crate::federation::{Federation, NAMES, write_certificates};
+use crate::http::{Answer, Raw, careless};
+use crate::node::Node;
+use crate::site::{Shape, Site};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use waxwing_federation::signing::{Identity, authorization};
+use waxwing_rooms::KeyPair;
+use waxwing_storage::StoreError;
+
+/// A server in one of its shapes, and another organisation's whose key we hold: what we sign, it has signed.
+struct Neighbours {
+    alpha: Site,
+    beta: Identity,
+    _beta: Node,
+    _folder: TempDir,
+}
+
+impl Neighbours {
+    async fn start(shape: Shape) -> Option<Neighbours> {
+        let folder = tempfile::tempdir().unwrap();
+        write_certificates(folder.path());
+        let at = |file: String| folder.path().join(file).display().to_string();
+        let mut beta = Node::new(
+            &folder.path().join("beta"),
+            &[
+                format!("server_name={}", NAMES[1]),
+                format!("tls.certificate={}", at(format!("{}.certificate.pem", NAMES[1]))),
+                format!("tls.key={}", at(format!("{}.key.pem", NAMES[1]))),
+            ],
+        );
+        beta.start().await;
+        let settings = [
+            format!("server_name={}", NAMES[0]),
+            format!("tls.extra_roots=[\"{}\"]", at("authority.pem".to_owned())),
+            "federation.allow_private_addresses=true".to_owned(),
+            format!("federation.hosts={{ \"{}\" = \"127.0.0.1:{}\" }}", NAMES[1], beta.federation_port),
+        ];
+        let alpha = Site::start_with(shape, &settings).await?;
+        let line = fs::read_to_string(beta.data().join("signing.key")).unwrap();
+        let key = Arc::new(KeyPair::from_line(line.trim()).unwrap());
+        let identity = Identity::new(NAMES[1].try_into().unwrap(), key).unwrap();
+        Some(Neighbours { alpha, beta: identity, _beta: beta, _folder: folder })
+    }
+
+    /// A request of beta's to one node of alpha's.
+    async fn ask(&self, node: usize, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let text = body.map(Value::to_string);
+        let to = NAMES[0].try_into().unwrap();
+        let signed = text.as_ref().map(String::as_bytes);
+        let header = authorization(&self.beta, to, method.as_str(), path, signed).unwrap();
+        let url = format!("{}{path}", self.alpha.nodes[node].client_url());
+        let mut request = careless().request(method, url).header("authorization", header);
+        if let Some(text) = text {
+            request = request.body(text);
+        }
+        Answer::of(request.send().await.unwrap()).await
+    }
+
+    /// Forgets the ids of all messages between devices that were taken.
+    async fn forget_message_ids(&self) {
+        let store = self.alpha.store().await;
+        let forgotten: Result<u64, StoreError> = store
+            .write("test", Vec::new(), |tx| {
+                Box::pin(async move { tx.to_device_seen_prune(i64::MAX as u64).await })
+            })
+            .await;
+        assert!(forgotten.unwrap() > 0);
+    }
+}
+
+fn transaction(edus: &Value) -> Value {
+    json!({"origin": NAMES[1], "origin_server_ts": 1, "pdus": [], "edus": edus})
+}
+
+/// A message of beta's bob to all devices of a user.
+fn message(to: &str, id: &str) -> Value {
+    json!({"edu_type": "m.direct_to_device", "content": {
+        "sender": format!("@bob:{}", NAMES[1]), "type": "m.room.encrypted", "message_id": id,
+        "messages": {to: {"*": {"algorithm": "m.olm.v1.curve25519-aes-sha2", "ciphertext": {"k": {}}}}},
+    }})
+}
+
+/// How many messages between devices wait for `who`. Nothing is acknowledged.
+async fn waiting(who: &Raw) -> usize {
+    let body = who.get("/_matrix/client/v3/sync?timeout=0").await.fine();
+    body["to_device"]["events"].as_array().map_or(0, Vec::len)
+}
+
+/// After a restart, and at another node, where memory is empty, a repeated transaction is still known.
+async fn a_repeated_transaction_counts_once(mut neighbours: Neighbours) {
+    let alice = Raw::register(&neighbours.alpha.nodes[0].client_url(), "alice").await;
+    let path = "/_matrix/federation/v1/send/first";
+    let body = transaction(&json!([message(&alice.user, "one")]));
+    let answer = neighbours.ask(0, Method::PUT, path, Some(&body)).await.fine();
+    assert_eq!(answer, json!({"pdus": {}}));
+    let again = neighbours.ask(0, Method::PUT, path, Some(&body)).await.fine();
+    assert_eq!((again, waiting(&alice).await), (answer.clone(), 1));
+    // What else would recognise the message forgets it, so that the transaction alone is what is recognised.
+    for node in &mut neighbours.alpha.nodes {
+        node.stop().await;
+    }
+    neighbours.forget_message_ids().await;
+    for node in &mut neighbours.alpha.nodes {
+        node.start().await;
+    }
+    let last = neighbours.alpha.nodes.len() - 1;
+    let again = neighbours.ask(last, Method::PUT, path, Some(&body)).await.fine();
+    assert_eq!((again, waiting(&alice).await), (answer, 1));
+    // The same id with other content is another transaction.
+    let other = transaction(&json!([message(&alice.user, "two")]));
+    neighbours.ask(last, Method::PUT, path, Some(&other)).await.fine();
+    // The other node hears of it in a moment.
+    for _ in 0..100 {
+        if waiting(&alice).await > 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(waiting(&alice).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_transaction_counts_once_on_sqlite() {
+    a_repeated_transaction_counts_once(Neighbours::start(Shape::Sqlite).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_transaction_counts_once_on_two_nodes() {
+    let Some(neighbours) = Neighbours::start(Shape::TwoNodes).await else { return };
+    a_repeated_transaction_counts_once(neighbours).await;
+}
+
+/// Rubbish in the place of a transaction, and servers that speak for others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_that_are_none_are_refused_and_forged_ones_have_no_effect() {
+    let neighbours = Neighbours::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&neighbours.alpha.nodes[0].client_url(), "alice").await;
+    let path = |id: &str| format!("/_matrix/federation/v1/send/{id}");
+    for (id, body, code) in [
+        ("a", json!([]), "M_BAD_JSON"),
+        ("b", json!({"pdus": "none"}), "M_BAD_JSON"),
+        ("c", json!({"edus": {}}), "M_BAD_JSON"),
+        ("d", json!({"pdus": vec![json!({}); 51]}), "M_INVALID_PARAM"),
+        ("e", json!({"edus": vec![json!({}); 101]}), "M_INVALID_PARAM"),
+    ] {
+        let answer = neighbours.ask(0, Method::PUT, &path(id), Some(&body)).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (400, code), "{id} {}", answer.body);
+    }
+    let long = "x".repeat(300);
+    let answer = neighbours.ask(0, Method::PUT, &path(&long), Some(&transaction(&json!([])))).await;
+    answer.refused(400, "M_INVALID_PARAM");
+    // In the name of a user of ours, and of a third server's: dropped, and the rest is taken.
+    let mut ours = message(&alice.user, "ours");
+    ours["content"]["sender"] = alice.user.clone().into();
+    let mut third = message(&alice.user, "third");
+    third["content"]["sender"] = "@eve:third.localhost".into();
+    let edus = json!([ours, third, {"edu_type": 7}, "rubbish", message(&alice.user, "own")]);
+    neighbours.ask(0, Method::PUT, &path("f"), Some(&transaction(&edus))).await.fine();
+    assert_eq!(waiting(&alice).await, 1);
+}
+
+/// A server that speaks none of our room versions, and invitations to rooms of versions that nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn room_versions_that_one_side_does_not_know() {
+    let neighbours = Neighbours::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&neighbours.alpha.nodes[0].client_url(), "alice").await;
+    let room = alice.create_room(json!({"preset": "public_chat", "room_version": "11"})).await;
+    let user = format!("@bob:{}", NAMES[1]);
+    for (versions, fine) in
+        [("?ver=99", false), ("?ver=1&ver=2", false), ("", false), ("?ver=1&ver=11", true)]
+    {
+        let path = format!("/_matrix/federation/v1/make_join/{room}/{user}{versions}");
+        let answer = neighbours.ask(0, Method::GET, &path, None).await;
+        if fine {
+            assert_eq!(answer.fine()["room_version"], "11");
+        } else {
+            answer.refused(400, "M_INCOMPATIBLE_ROOM_VERSION");
+            assert_eq!(answer.body["room_version"], "11", "{versions}");
+        }
+    }
+    for version in ["99", "org.example.future"] {
+        let event = json!({
+            "type": "m.room.member", "state_key": alice.user, "sender": user, "room_id": "!other:beta.localhost",
+            "content": {"membership": "invite"}, "origin_server_ts": 1, "depth": 1,
+            "prev_events": [], "auth_events": [], "hashes": {"sha256": "x"}, "signatures": {},
+        });
+        let body = json!({"room_version": version, "event": event, "invite_room_state": []});
+        let path = "/_matrix/federation/v2/invite/!other:beta.localhost/$event";
+        let answer = neighbours.ask(0, Method::PUT, path, Some(&body)).await;
+        answer.refused(400, "M_INCOMPATIBLE_ROOM_VERSION");
+    }
+}
+
+/// Who asks to join a room that is not encrypted is refused before any server of the room hears of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_room_that_is_known_to_be_open_is_not_joined_at_all() {
+    let federation = Federation::start_with([&[], &["plaintext=accept"]]).await;
+    let [alpha, beta] = [0, 1].map(|node: usize| federation.nodes[node].client_url());
+    let alice = Raw::register(&alpha, "alice").await;
+    let bob = Raw::register(&beta, "bob").await;
+    let open = bob.create_room(json!({"preset": "public_chat"})).await;
+    let invited = bob.create_room(json!({"preset": "private_chat", "invite": [alice.user]})).await;
+    let encryption = json!([{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]);
+    let sealed = json!({"preset": "public_chat", "initial_state": encryption});
+    let sealed = bob.create_room(sealed).await;
+    until_invited(&alice, &invited).await;
+    let join = |room: &str| format!("/_matrix/client/v3/join/{room}?server_name={}", NAMES[1]);
+    for room in [&open, &invited] {
+        let answer = alice.post(&join(room), json!({})).await;
+        answer.refused(403, "M_FORBIDDEN");
+        assert!(answer.body["error"].as_str().unwrap().contains("encrypted"), "{}", answer.body);
+        // No member event of hers is newer than her invitation.
+        let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=100");
+        let messages = bob.get(&path).await.fine();
+        let of_alice = |event: &&Value| event["state_key"] == alice.user.as_str();
+        let hers: Vec<&str> = messages["chunk"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(of_alice)
+            .map(|event| event["content"]["membership"].as_str().unwrap())
+            .collect();
+        let expected: &[&str] = if *room == invited { &["invite"] } else { &[] };
+        assert_eq!(hers, expected);
+    }
+    alice.post(&join(&sealed), json!({})).await.fine();
+}
+
+async fn until_invited(who: &Raw, room: &str) {
+    for _ in 0..100 {
+        let body = who.get("/_matrix/client/v3/sync?timeout=100").await.fine();
+        if body["rooms"]["invite"][room].is_object() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no invitation");
+}
+
+/// Both listeners answer what they do not know in the words of the specification.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_paths_and_methods_on_both_listeners() {
+    let federation = Federation::start_with([&[], &[]]).await;
+    let client = careless();
+    let node = &federation.nodes[0];
+    for base in [node.client_url(), node.federation_url()] {
+        for path in [
+            "/_matrix/federation/v1/nonsense",
+            "/_matrix/federation/v99/version",
+            "/_matrix/federation/v1/send",
+            "/_matrix/federation/v1/send/1/2",
+            "/_matrix/key/v2/nonsense",
+            "/_matrix/key/v9/server",
+        ] {
+            let answer = client.get(format!("{base}{path}")).send().await.unwrap();
+            Answer::of(answer).await.refused(404, "M_UNRECOGNIZED");
+        }
+        for (method, path) in [
+            (Method::GET, "/_matrix/federation/v1/send/1"),
+            (Method::POST, "/_matrix/federation/v1/version"),
+            (Method::DELETE, "/_matrix/key/v2/server"),
+            (Method::PATCH, "/_matrix/federation/v1/user/keys/query"),
+            (Method::PUT, "/_matrix/federation/v1/user/keys/claim"),
+        ] {
+            let answer = client.request(method, format!("{base}{path}")).send().await.unwrap();
+            Answer::of(answer).await.refused(405, "M_UNRECOGNIZED");
+        }
+    }
+    // The federation listener has no client API.
+    let url = format!("{}/_matrix/client/v3/login", node.federation_url());
+    Answer::of(client.get(url).send().await.unwrap()).await.refused(404, "M_UNRECOGNIZED");
+}
