@@ -3,6 +3,7 @@
 
 import { decryptAttachment, encryptAttachment } from "matrix-encrypt-attachment";
 import * as sdk from "matrix-js-sdk";
+import { SlidingSync } from "matrix-js-sdk/lib/sliding-sync.js";
 import {
     CryptoEvent,
     decodeRecoveryKey,
@@ -29,6 +30,11 @@ export async function until(what, found, patience = PATIENCE) {
 export const bytesOf = (base64) => Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
 export const base64Of = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 
+// What sliding sync is asked for: the twenty newest rooms with their state.
+const ROOMS = { timeline_limit: 20, required_state: [["*", "*"]] };
+const LISTS = new Map([["all", { ranges: [[0, 19]], ...ROOMS }]]);
+const LONGEST_POLL = 20_000;
+
 const START = { lazyLoadMembers: true, initialSyncLimit: 30, threadSupport: true };
 
 export class Device {
@@ -48,20 +54,20 @@ export class Device {
         return Device.open(baseUrl, await request({ type: "m.login.dummy", session }), password, storage);
     }
 
-    /** A new device of an account. */
-    static async login(baseUrl, user, password, storage) {
+    /** A new device of an account; `sliding` chooses sliding sync. */
+    static async login(baseUrl, user, password, storage, sliding) {
         const login = { type: "m.login.password", identifier: { type: "m.id.user", user }, password };
         const flows = await sdk.createClient({ baseUrl }).loginFlows();
         if (!flows.flows.some((flow) => flow.type === login.type)) throw new Error("no login with a password");
         const session = await sdk.createClient({ baseUrl }).loginRequest(login);
-        return Device.open(baseUrl, session, password, storage);
+        return Device.open(baseUrl, session, password, storage, sliding);
     }
 
     /**
      * Starts a device that has a session. `storage` is where a browser keeps its keys and what it has synced; without
      * it they are kept in memory.
      */
-    static async open(baseUrl, session, password, storage) {
+    static async open(baseUrl, session, password, storage, sliding) {
         const device = new Device();
         device.session = session;
         device.password = password;
@@ -84,7 +90,8 @@ export class Device {
         await device.client.initRustCrypto({ useIndexedDB: Boolean(storage), cryptoDatabasePrefix: storage });
         device.crypto = device.client.getCrypto();
         device.crypto.setTrustCrossSignedDevices(true);
-        await device.client.startClient(START);
+        const slidingSync = sliding && new SlidingSync(baseUrl, LISTS, ROOMS, device.client, LONGEST_POLL);
+        await device.client.startClient(slidingSync ? { ...START, slidingSync } : START);
         await until("the first sync", () => device.client.isInitialSyncComplete());
         return device;
     }

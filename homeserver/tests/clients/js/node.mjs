@@ -78,6 +78,19 @@ async function newDevices(js, recoveryKey, alice, room, directory) {
     return [second, third];
 }
 
+async function slidingSync(js, recoveryKey, alice, room) {
+    await js.backedUp();
+    const device = await Device.login(HOMESERVER, js.userId, PASSWORD, undefined, true);
+    check((await device.restore(recoveryKey)) > 0, "keys came back");
+    await device.hears(room, "from the phone");
+    await device.send(room, "over sliding sync");
+    await Promise.all([js.hears(room, "over sliding sync"), alice.hears(room, "over sliding sync")]);
+    await alice.run(["send", room, "to sliding sync"]);
+    await device.hears(room, "to sliding sync");
+    step("js on a device with sliding sync");
+    return device;
+}
+
 async function main(directory) {
     const alice = new Person(directory, "alice");
     const [js] = await Promise.all([Device.register(HOMESERVER, unique("js"), PASSWORD), alice.register()]);
@@ -91,6 +104,7 @@ async function main(directory) {
     await talk(js, alice, room, directory);
     await restart(js, alice, room);
     const devices = [js, ...(await newDevices(js, recoveryKey, alice, room, directory))];
+    devices.push(await slidingSync(js, recoveryKey, alice, room));
     for (const device of devices) {
         const failures = await device.unreadable();
         check(failures.length === 0, `everything can be decrypted: ${failures}`);
