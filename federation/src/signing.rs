@@ -149,15 +149,31 @@ pub async fn verify_request(
     }
     let object = signed_object(&origin, us, request.method, request.path_and_query, request.body)
         .map_err(|_| AuthError::Body)?;
+    match check(ring, &origin, &credentials, object.as_bytes()).await? {
+        Some(AuthError::BadSignature) if ring.again(&origin).await? => {
+            check(ring, &origin, &credentials, object.as_bytes()).await?.map_or(Ok(origin), Err)
+        }
+        Some(refusal) => Err(refusal),
+        None => Ok(origin),
+    }
+}
+
+/// Why none of the signatures counts; `None` when one does.
+async fn check(
+    ring: &KeyRing,
+    origin: &ServerName,
+    credentials: &[Credentials],
+    message: &[u8],
+) -> Result<Option<AuthError>, AuthError> {
     let mut refusal = AuthError::BadSignature;
     for one in credentials {
-        match ring.request_key(&origin, &one.key).await? {
-            Some(key) if verifies(&key, &one.signature, object.as_bytes()) => return Ok(origin),
+        match ring.request_key(origin, &one.key).await? {
+            Some(key) if verifies(&key, &one.signature, message) => return Ok(None),
             Some(_) => {}
-            None => refusal = AuthError::UnknownKey(one.key, origin.clone()),
+            None => refusal = AuthError::UnknownKey(one.key.clone(), origin.to_owned()),
         }
     }
-    Err(refusal)
+    Ok(Some(refusal))
 }
 
 fn verifies(key: &[u8], signature: &[u8], message: &[u8]) -> bool {

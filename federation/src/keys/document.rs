@@ -143,6 +143,14 @@ impl ServerKeys {
         self.document = Some((Arc::clone(&document.json), now));
     }
 
+    /// Whether the two know the same keys by the same ids.
+    pub fn same_keys(&self, other: &ServerKeys) -> bool {
+        let keys = |known: &ServerKeys| -> Vec<(OwnedServerSigningKeyId, Vec<u8>)> {
+            known.keys.iter().map(|(id, key)| (id.clone(), key.key.clone())).collect()
+        };
+        keys(self) == keys(other)
+    }
+
     /// A key that counted at `at`, or any known key by that id when `at` is `None`.
     pub fn key(&self, id: &OwnedServerSigningKeyId, at: Option<u64>) -> Option<&[u8]> {
         let key = self.keys.get(id)?;

@@ -130,6 +130,15 @@ impl KeyRing {
         Ok(keys.key(id, Some(now)).map(<[u8]>::to_vec))
     }
 
+    /// Asks a server for its keys once more because a signature does not fit the one at hand: a server that was set
+    /// up anew may use the old id for its new key. Whether any key is another one now; asks no sooner than after
+    /// [`SPACING`].
+    pub(crate) async fn again(&self, server: &ServerName) -> PortResult<bool> {
+        let before = self.known(server).await?;
+        let after = self.renew(server, &BTreeMap::new(), Urgency::Request, true).await?;
+        Ok(!before.same_keys(&after))
+    }
+
     /// Gathers keys for events, fetching what is not known. What cannot be had is missing from the book.
     pub async fn gather(&self, needs: &KeyNeeds) -> PortResult<KeyBook> {
         self.ask_notaries_first(needs).await?;

@@ -79,6 +79,30 @@ async fn an_expired_key_verifies_old_events_but_no_request() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_set_up_anew_with_the_old_key_id_is_believed_after_asking_it() {
+    let network = Arc::new(Network::default());
+    let us = us(&network, &[]);
+    network.add("them.test", |_| Some((200, document("them.test", 2, NOW))));
+    us.ring.request_key(name("them.test"), &key_id()).await.unwrap().unwrap();
+    network.remove("them.test");
+    network.add("them.test", |_| Some((200, document("them.test", 3, NOW))));
+    let path = "/_matrix/federation/v1/version";
+    let verify = async |seed: u8| {
+        let header = authorization(&identity("them.test", seed), name("us.test"), "GET", path, None).unwrap();
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, header.parse().unwrap())]);
+        let request = Incoming { method: "GET", path_and_query: path, headers: &headers, body: b"" };
+        verify_request(&us.ring, name("us.test"), request).await
+    };
+    // Not at once: anybody can write a wrong signature.
+    assert!(matches!(verify(3).await, Err(AuthError::BadSignature)));
+    assert_eq!(network.count("/key/v2/server"), 1);
+    us.clock.advance(11_000);
+    assert_eq!(verify(3).await.unwrap(), "them.test");
+    assert!(matches!(verify(2).await, Err(AuthError::BadSignature)));
+    assert_eq!(network.count("/key/v2/server"), 2);
+}
+
+#[tokio::test]
 async fn many_askers_make_one_fetch_and_a_dead_server_is_left_alone() {
     let network = Arc::new(Network::default());
     let us = us(&network, &[]);
