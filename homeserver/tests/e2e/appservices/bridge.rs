@@ -71,11 +71,21 @@ impl Bridge {
 
     /// The bridge and a server that knows it. `more`: further lines of its registration.
     pub async fn with_site(shape: Shape, more: &str) -> Option<(Site, Bridge, tempfile::TempDir)> {
+        Bridge::with_settings(shape, more, &[]).await
+    }
+
+    /// The same with settings of the server.
+    pub async fn with_settings(
+        shape: Shape,
+        more: &str,
+        settings: &[String],
+    ) -> Option<(Site, Bridge, tempfile::TempDir)> {
         let bridge = Bridge::start().await;
         let folder = tempfile::tempdir().unwrap();
         bridge.register(folder.path(), more);
-        let setting = format!("appservices={}", folder.path().display());
-        let site = Site::start_with(shape, &[setting]).await?;
+        let mut settings = settings.to_vec();
+        settings.push(format!("appservices={}", folder.path().display()));
+        let site = Site::start_with(shape, &settings).await?;
         *bridge.inner.server.lock().unwrap() = Some(Raw::nobody(&site.url).with_token(AS_TOKEN));
         Some((site, bridge, folder))
     }

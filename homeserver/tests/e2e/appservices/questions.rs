@@ -76,6 +76,23 @@ async fn names_belong_to_whom_they_are_registered_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_operator_excepts_a_bridge_from_sealing() {
+    let settings = ["plaintext_appservices=[\"birds\"]".to_owned()];
+    let (site, bridge, _folder) = Bridge::with_settings(Shape::Sqlite, "", &settings).await.unwrap();
+    let (alice, server) = (Raw::register(&site.url, "alice").await, bridge_at(&site.url));
+    let room = server.create_room(json!({ "invite": [alice.user] })).await;
+    alice.post(&format!("/_matrix/client/v3/rooms/{room}/join"), json!({})).await.fine();
+    let words = json!({ "msgtype": "m.text", "body": "from the other network" });
+    let send = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/1");
+    server.put(&send, words.clone()).await.fine();
+    alice.put(&send, words).await.refused(403, "M_FORBIDDEN");
+    bridge.wait("events", |event| event["content"]["body"] == "from the other network").await;
+    let audit = site.nodes[0].run(&["audit"]).await;
+    let said = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(said.contains("plaintext_appservices: birds"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_and_rooms_are_made_when_they_are_asked_for() {
     let (site, bridge, _folder) = site_and_bridge().await;
     let alice = Raw::register(&site.url, "alice").await;

@@ -97,6 +97,7 @@ pub(super) async fn collect(
     upto: LogPosition,
 ) -> StoreResult<Batch> {
     let rows = core.store.log_rows(after, upto, MAX_ROWS).await?;
+    interest.refresh();
     // Rows that are gone concern nobody any more.
     let batch = Batch { upto: if rows.is_empty() { upto } else { after }, ..Batch::default() };
     let mut collector = Collector { core, appservice, interest, batch };

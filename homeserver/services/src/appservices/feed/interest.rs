@@ -3,6 +3,7 @@
 
 use crate::Core;
 use crate::appservices::Appservice;
+use parking_lot::Mutex;
 use ruma::events::StateEventType;
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use std::collections::{HashMap, HashSet};
@@ -18,13 +19,16 @@ pub(super) struct Interest {
     core: Core,
     appservice: Arc<Appservice>,
     joined: HashMap<OwnedRoomId, HashSet<OwnedUserId>>,
+    /// Rooms by whether they have an alias that is its. Aliases are not in the log: see [`Interest::refresh`].
+    aliased: Mutex<HashMap<OwnedRoomId, bool>>,
 }
 
 impl Interest {
     /// As of `at`: today's memberships, followed back over what changed since.
     pub async fn load(core: &Core, appservice: &Arc<Appservice>, at: LogPosition) -> StoreResult<Interest> {
         let (core, appservice) = (core.clone(), Arc::clone(appservice));
-        let mut interest = Interest { core, appservice, joined: HashMap::new() };
+        let aliased = Mutex::default();
+        let mut interest = Interest { core, appservice, joined: HashMap::new(), aliased };
         let mut conn = interest.core.store.read().await?;
         for (room, user) in conn.local_joined_all().await? {
             if interest.appservice.has_user(&user) {
@@ -61,6 +65,12 @@ impl Interest {
         Ok(())
     }
 
+    /// Forgets what was read of aliases. To be called after rows of the log are read and before they are looked at: an
+    /// alias that was there before a row is then found.
+    pub fn refresh(&mut self) {
+        self.aliased.get_mut().clear();
+    }
+
     /// The users of the application service who are in the room.
     pub fn users_in(&self, room: &RoomId) -> Option<&HashSet<OwnedUserId>> {
         self.joined.get(room)
@@ -74,8 +84,13 @@ impl Interest {
         if !self.appservice.has_aliases() {
             return Ok(false);
         }
+        if let Some(known) = self.aliased.lock().get(room) {
+            return Ok(*known);
+        }
         let aliases = self.core.store.read().await?.aliases_of(room).await?;
-        Ok(aliases.iter().any(|alias| self.appservice.has_alias(alias)))
+        let found = aliases.iter().any(|alias| self.appservice.has_alias(alias));
+        self.aliased.lock().insert(room.to_owned(), found);
+        Ok(found)
     }
 
     /// Whether it knows the user: one of its own, or one in a room of its users.
