@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use waxwing_model::{LogPosition, opaque_id};
-use waxwing_storage::{StoreError, StoreResult};
+use waxwing_storage::{Engine, StoreError, StoreResult};
 
 /// How long a lease lasts without being renewed, milliseconds: what a crashed node delays its application services by.
 const LEASE: u64 = 12_000;
@@ -143,6 +143,10 @@ impl Worker {
     }
 
     async fn renew(&self, epoch: i64) -> End {
+        if self.shared.core.store.engine() == Engine::Sqlite {
+            // Nobody else could take it.
+            return std::future::pending().await;
+        }
         let mut until = self.shared.core.now() + LEASE;
         loop {
             tokio::time::sleep(RENEW).await;
