@@ -66,7 +66,9 @@ class Bridge:
     def __init__(self, directory: Path):
         self.registration = json.loads((directory / "registrations" / "birds.yaml").read_text())
         self.directory = directory
-        self.messages: list[tuple[str, str, str]] = []
+        # Letters in the order in which they came, and what those say that could be read.
+        self.letters: list[str] = []
+        self.read: dict[str, tuple[str, str]] = {}
         self.failures: list[str] = []
         self.joined: set[str] = set()
         self.counts: list[int] = []
@@ -138,6 +140,7 @@ class Bridge:
         elif event.type == EventType.ROOM_MEMBER:
             await self._member(event)
         elif event.type == EventType.ROOM_ENCRYPTED and event.sender != self.client.mxid:
+            self.letters.append(event.event_id)
             # The key may come in the same transaction or a later one: the next must not wait for it.
             asyncio.create_task(self._letter(event))
 
@@ -156,7 +159,7 @@ class Bridge:
             if not await self.crypto.crypto_store.has_group_session(event.room_id, session):
                 await self.crypto.wait_for_session(event.room_id, session, timeout=PATIENCE / 2)
             decrypted = await self.crypto.decrypt_megolm_event(event)
-            self.messages.append((event.room_id, event.sender, decrypted.content.body))
+            self.read[event.event_id] = (event.sender, decrypted.content.body)
         except Exception as error:
             self.failures.append(f"{event.event_id} of {event.sender}: {error!r}")
 
@@ -173,7 +176,7 @@ class Bridge:
     async def hears(self, sender: str, text: str) -> None:
         def look():
             assert not self.failures, self.failures
-            return any(heard[1:] == (sender, text) for heard in self.messages)
+            return (sender, text) in self.read.values()
 
         await until(f"the bridge to read {text!r}", look)
 
@@ -224,7 +227,7 @@ async def main(directory: Path) -> None:
     await bridge.start()
     for text in ("one", "two", "three"):
         await bridge.hears(person.user_id, f"while you were away: {text}")
-    heard = [text for _, _, text in bridge.messages]
+    heard = [bridge.read[letter][1] for letter in bridge.letters]
     assert heard == [f"while you were away: {text}" for text in ("one", "two", "three")], heard
     step("what was said while the bridge was away came when it was back, once and in order")
 
