@@ -123,6 +123,11 @@ impl Store {
         self.inner.lookups.load(Ordering::Relaxed)
     }
 
+    /// How many writes wait for the next group, at most 4,096.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     pub(crate) fn nodes(&self) -> &NodeCache {
         &self.inner.nodes
     }

@@ -351,8 +351,9 @@ impl Tx {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut found = self.conn.transactions_load(keys).await?;
-        self.answered = keys.iter().map(|key| (key.clone(), found.remove(key))).collect();
+        let found = self.conn.transactions_load(keys).await?;
+        // The same request may be in the group more than once.
+        self.answered = keys.iter().map(|key| (key.clone(), found.get(key).cloned())).collect();
         Ok(())
     }
 

@@ -1,0 +1,70 @@
+//! A request that is repeated is answered as it was before, also when its repetitions meet in one group.
+
+use crate::Fresh;
+use ruma::UserId;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use waxwing_storage::{Store, StoreError, TransactionKey};
+
+fn request() -> TransactionKey {
+    (UserId::parse("@alice:test").unwrap(), "DEVICE".to_owned(), "send".to_owned(), "1".to_owned())
+}
+
+/// Answers as before, or `fresh` when there was no before.
+async fn ask(store: &Store, fresh: String) -> String {
+    let done: Result<String, StoreError> = store
+        .write_request("repeatable", Vec::new(), Some(request()), move |tx| {
+            let fresh = fresh.clone();
+            Box::pin(async move {
+                if let Some(before) = tx.transaction_get(&request()).await? {
+                    return Ok(before);
+                }
+                tx.transaction_put(request(), fresh.clone(), 1);
+                Ok(fresh)
+            })
+        })
+        .await;
+    done.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn repetitions_in_one_group_hear_the_first_answer() {
+    for fresh in Fresh::both().await {
+        let store = Store::open(&fresh.url).await.unwrap();
+        assert_eq!(ask(&store, "first".to_owned()).await, "first");
+        // While one group is held up, those that follow gather in the next.
+        let (began, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let holder = tokio::spawn({
+            let (store, began, go) = (store.clone(), Arc::clone(&began), Arc::clone(&go));
+            async move {
+                let held: Result<(), StoreError> = store
+                    .write("hold", Vec::new(), move |_| {
+                        let (began, go) = (Arc::clone(&began), Arc::clone(&go));
+                        Box::pin(async move {
+                            began.notify_one();
+                            go.notified().await;
+                            Ok(())
+                        })
+                    })
+                    .await;
+                held.unwrap();
+            }
+        });
+        began.notified().await;
+        let mut repeated = Vec::new();
+        for number in 0..8 {
+            let store = store.clone();
+            repeated.push(tokio::spawn(async move { ask(&store, format!("again {number}")).await }));
+        }
+        while store.waiting() < 8 {
+            tokio::task::yield_now().await;
+        }
+        go.notify_one();
+        holder.await.unwrap();
+        for answer in repeated {
+            assert_eq!(answer.await.unwrap(), "first");
+        }
+        drop(store);
+        fresh.drop_database().await;
+    }
+}
