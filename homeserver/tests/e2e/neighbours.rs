@@ -5,13 +5,20 @@ use crate::http::{Answer, Raw, careless};
 use crate::node::Node;
 use crate::site::{Shape, Site};
 use reqwest::Method;
+use ruma::{MilliSecondsSinceUnixEpoch, RoomVersionId};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use waxwing_federation::signing::{Identity, authorization};
+use waxwing_model::Event;
 use waxwing_rooms::KeyPair;
+use waxwing_rooms::build::{TemplateRequest, finish_template, reference_hash_of};
+use waxwing_rooms::format::Counts;
+use waxwing_rooms::parse::parse_pdu;
+use waxwing_rooms::sign::hash_and_sign_event;
 use waxwing_storage::StoreError;
 
 /// A server in one of its shapes, and another organisation's whose key we hold: what we sign, it has signed.
@@ -63,6 +70,68 @@ impl Neighbours {
         Answer::of(request.send().await.unwrap()).await
     }
 
+    /// Beta's bob joins a room of `owner`'s at alpha, in which everybody may do everything.
+    async fn joins(&self, owner: &Raw, version: RoomVersionId) -> Guest {
+        let levels = json!({"state_default": 0, "events_default": 0, "events": {}});
+        let room = json!({
+            "preset": "public_chat", "room_version": version, "power_level_content_override": levels,
+        });
+        let room = owner.create_room(room).await;
+        let user = format!("@bob:{}", NAMES[1]);
+        let path = format!("/_matrix/federation/v1/make_join/{room}/{user}?ver={version}");
+        let template = self.ask(0, Method::GET, &path, None).await.fine()["event"].take();
+        let request = TemplateRequest {
+            version: version.clone(),
+            room_id: room.as_str().try_into().unwrap(),
+            user_id: user.as_str().try_into().unwrap(),
+            membership: "join",
+            content: BTreeMap::new(),
+            origin_server_ts: MilliSecondsSinceUnixEpoch::now(),
+        };
+        let template = serde_json::value::to_raw_value(&template).unwrap();
+        let join = finish_template(&template, request, &self.beta.server, &self.beta.key).unwrap();
+        let path = format!("/_matrix/federation/v2/send_join/{room}/{}", join.event_id);
+        let body = serde_json::from_str(join.json.get()).unwrap();
+        let answer = self.ask(0, Method::PUT, &path, Some(&body)).await.fine();
+        let mut auth_events = vec![join.clone()];
+        for pdu in answer["state"].as_array().unwrap() {
+            let raw = serde_json::value::to_raw_value(pdu).unwrap();
+            let event = parse_pdu(&raw, &version, Counts::Unlimited).unwrap().event;
+            let named = match event.kind.to_string().as_str() {
+                "m.room.power_levels" => true,
+                "m.room.create" => version != RoomVersionId::V12,
+                _ => false,
+            };
+            if named {
+                auth_events.push(event);
+            }
+        }
+        Guest { room, user, version, join, auth_events }
+    }
+
+    /// A state event of the guest's that follows the join, made a minute from now.
+    fn event_of(&self, guest: &Guest, kind: &str, content: &Value) -> Value {
+        let name = |event: &Event| match guest.version {
+            RoomVersionId::V1 | RoomVersionId::V2 => {
+                json!([event.event_id, {"sha256": reference_hash_of(event, &guest.version).unwrap()}])
+            }
+            _ => json!(event.event_id),
+        };
+        let later = u64::from(MilliSecondsSinceUnixEpoch::now().get()) + 60_000;
+        let mut event = json!({
+            "type": kind, "state_key": "", "sender": guest.user, "room_id": guest.room, "content": content,
+            "origin_server_ts": later, "depth": u64::from(guest.join.depth) + 1,
+            "prev_events": [name(&guest.join)],
+            "auth_events": guest.auth_events.iter().map(name).collect::<Vec<_>>(),
+        });
+        if guest.version == RoomVersionId::V2 {
+            event["event_id"] = format!("${kind}:{}", NAMES[1]).into();
+        }
+        let mut object = serde_json::from_value(event).unwrap();
+        hash_and_sign_event(&mut object, &guest.version, &self.beta.server, &self.beta.key).unwrap();
+        serde_json::to_value(object).unwrap()
+    }
+
     /// Forgets the ids of all messages between devices that were taken.
     async fn forget_message_ids(&self) {
         let store = self.alpha.store().await;
@@ -73,6 +142,16 @@ impl Neighbours {
             .await;
         assert!(forgotten.unwrap() > 0);
     }
+}
+
+/// Beta's bob in a room of alpha's.
+struct Guest {
+    room: String,
+    user: String,
+    version: RoomVersionId,
+    join: Event,
+    /// What authorises what he does.
+    auth_events: Vec<Event>,
 }
 
 fn transaction(edus: &Value) -> Value {
@@ -242,6 +321,29 @@ async fn until_invited(who: &Raw, room: &str) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("no invitation");
+}
+
+/// A state event of beta's that does not know of alpha's newest one: the later of the two holds the entry, and an
+/// entry of which alpha knows nothing is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_states_side_by_side_the_one_that_just_came_counts_too() {
+    let neighbours = Neighbours::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&neighbours.alpha.nodes[0].client_url(), "alice").await;
+    for version in ["2", "10", "11", "12"] {
+        let guest = neighbours.joins(&alice, version.try_into().unwrap()).await;
+        let state = |kind: &str| format!("/_matrix/client/v3/rooms/{}/state/{kind}/", guest.room);
+        alice.put(&state("m.room.topic"), json!({"topic": "alpha's"})).await.fine();
+        for kind in ["m.room.topic", "org.example.note"] {
+            let content = json!({"topic": "beta's"});
+            let event = neighbours.event_of(&guest, kind, &content);
+            let path = format!("/_matrix/federation/v1/send/{version}-{kind}");
+            let body = json!({"origin": NAMES[1], "origin_server_ts": 1, "pdus": [event], "edus": []});
+            let answer = neighbours.ask(0, Method::PUT, &path, Some(&body)).await.fine();
+            let outcome = answer["pdus"].as_object().unwrap().values().next().unwrap();
+            assert_eq!(*outcome, json!({}), "{version} {kind}");
+            assert_eq!(alice.get(&state(kind)).await.fine(), content, "{version} {kind}");
+        }
+    }
 }
 
 /// Both listeners answer what they do not know in the words of the specification.

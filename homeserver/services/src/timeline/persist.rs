@@ -97,7 +97,7 @@ impl Timeline {
             for stored in self.core.store.events(&others).await?.values() {
                 roots.extend(state_after(&self.core, stored).await?);
             }
-            resolve_roots(&self.core, &row.version, &roots).await?
+            resolve_roots(&self.core, &row.version, &roots, Some(event)).await?
         };
         Ok(Step { revision: row.revision, state_root, extremities })
     }

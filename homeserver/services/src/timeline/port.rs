@@ -60,7 +60,7 @@ impl Timeline {
             return Ok(Some(row.state_root));
         }
         let Some(roots) = self.roots_after(room, prev).await? else { return Ok(None) };
-        Ok(Some(resolve_roots(&self.core, &row.version, &roots).await?))
+        Ok(Some(resolve_roots(&self.core, &row.version, &roots, None).await?))
     }
 
     async fn join_states(
@@ -72,7 +72,7 @@ impl Timeline {
         let row = self.row(room).await?.ok_or(TimelineError::NoRoom)?;
         let mut roots = self.roots_after(room, known).await?.unwrap_or_default();
         roots.extend(fetched.iter().copied());
-        resolve_roots(&self.core, &row.version, &roots).await
+        resolve_roots(&self.core, &row.version, &roots, None).await
     }
 
     async fn build(&self, entries: Vec<(StateKey, OwnedEventId)>) -> Result<StateRoot, TimelineError> {

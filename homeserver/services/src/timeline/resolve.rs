@@ -5,7 +5,7 @@ use crate::Core;
 use ruma::{OwnedEventId, RoomVersionId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_model::StateKey;
+use waxwing_model::{Event, StateKey};
 use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::StoredEvent;
@@ -42,11 +42,13 @@ pub(crate) async fn update(
         .await
 }
 
-/// Resolves the states at `roots` to one and stores it.
+/// Resolves the states at `roots` to one and stores it. `arriving` is an event that some of them hold and that is not
+/// stored yet.
 pub(crate) async fn resolve_roots(
     core: &Core,
     version: &RoomVersionId,
     roots: &BTreeSet<NodeId>,
+    arriving: Option<&Arc<Event>>,
 ) -> Result<NodeId, TimelineError> {
     let Some(first) = roots.first().copied() else { return Ok(NodeId::EMPTY) };
     if roots.len() == 1 {
@@ -61,7 +63,7 @@ pub(crate) async fn resolve_roots(
         }
     }
     let base = states[0].clone();
-    let resolved = resolve_loading(core, version, states).await?;
+    let resolved = resolve_loading(core, version, states, arriving).await?;
     let mut changes: Vec<(StateKey, Option<OwnedEventId>)> = Vec::new();
     for (key, id) in &resolved {
         if base.get(key) != Some(id) {
@@ -76,8 +78,13 @@ async fn resolve_loading(
     core: &Core,
     version: &RoomVersionId,
     states: Vec<StateMap>,
+    arriving: Option<&Arc<Event>>,
 ) -> Result<StateMap, TimelineError> {
     let mut loaded = Loaded::new();
+    if let Some(event) = arriving {
+        // What cannot be found would be left out of account.
+        loaded.insert(Arc::clone(event), false);
+    }
     let states = Arc::new(states);
     for _ in 0..MAX_ROUNDS {
         let (version, input) = (version.clone(), Arc::clone(&states));
