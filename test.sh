@@ -2,7 +2,7 @@
 # Runs every check and every test of Waxwing on a Debian 12 that has Rust, Go and Node.
 #
 #   ./test.sh         everything: formatting, lints, dependencies, Rust tests on SQLite and PostgreSQL, other
-#                     people's clients, the demo, Complement
+#                     people's clients, Synapse, the demo, Complement
 #   ./test.sh quick   the inner loop: formatting, lints, unit and storage tests on both engines
 #
 # Each part runs, or the whole fails: nothing is skipped silently. As root it installs what is missing from Debian;
@@ -130,6 +130,11 @@ clients() {
     WAXWING_BIN=$target/debug/waxwing WAXWING_TEST_CLIENT=$target/debug/waxwing-client script scripts/clients.sh "$@"
 }
 
+# The other server that the network runs on, on one network with ours.
+interop() {
+    WAXWING_BIN=$target/debug/waxwing WAXWING_TEST_CLIENT=$target/debug/waxwing-client script scripts/interop.sh
+}
+
 complement() {
     WAXWING_BIN=$target/debug/waxwing script complement/run.sh
 }
@@ -157,6 +162,7 @@ else
     part "matrix-js-sdk in Node" clients js
     part "matrix-js-sdk in a browser" clients browser
     part "application service on mautrix-python" clients mautrix
+    part "Synapse" interop
     part "demo" demo
     part "Complement" complement
 fi

@@ -137,10 +137,13 @@ impl Timeline {
     ) -> Result<Vec<OwnedServerName>, TimelineError> {
         let mut conn = self.core.store.read().await?;
         let mut servers = via.to_vec();
-        if let Some(row) = conn.member_load(room, user).await?
-            && row.membership == "invite"
-        {
-            servers.push(row.sender.server_name().to_owned());
+        if let Some(row) = conn.member_load(room, user).await? {
+            match row.membership.as_str() {
+                "invite" => servers.push(row.sender.server_name().to_owned()),
+                // The id of a room of version 12 names no server; who made its state is in it, or was.
+                "knock" => servers.extend(servers_of_stripped(row.stripped.as_deref())),
+                _ => {}
+            }
         }
         let mut seen = std::collections::BTreeSet::new();
         servers.retain(|server| *server != self.core.server_name && seen.insert(server.clone()));
@@ -207,6 +210,16 @@ impl Timeline {
         let (_, event) = remote.leave(&request).await.map_err(remote_error)?;
         self.leave_outside(row, Some(event.event_id)).await
     }
+}
+
+/// The servers of those who sent the events that came with an invitation or a knock, in their order.
+fn servers_of_stripped(stripped: Option<&str>) -> Vec<OwnedServerName> {
+    #[derive(serde::Deserialize)]
+    struct Sent {
+        sender: ruma::OwnedUserId,
+    }
+    let events: Vec<Sent> = stripped.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    events.into_iter().map(|event| event.sender.server_name().to_owned()).collect()
 }
 
 /// Whether a join needs an authoriser of this server.
