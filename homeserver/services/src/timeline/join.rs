@@ -216,7 +216,7 @@ impl Timeline {
 fn servers_of_stripped(stripped: Option<&str>) -> Vec<OwnedServerName> {
     #[derive(serde::Deserialize)]
     struct Sent {
-        sender: ruma::OwnedUserId,
+        sender: OwnedUserId,
     }
     let events: Vec<Sent> = stripped.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     events.into_iter().map(|event| event.sender.server_name().to_owned()).collect()
