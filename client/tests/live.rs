@@ -2,6 +2,7 @@
 //! `WAXWING_TEST_HOMESERVER=http://127.0.0.1:8008 cargo test -p waxwing-client --test live -- --ignored`
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -219,4 +220,35 @@ async fn leaving_and_logging_out() {
     let home: &Path = &world.home("bob");
     bob.logout().await.unwrap();
     assert!(matches!(Client::open(home).await, Err(Error::NotLoggedIn(_))));
+}
+
+/// The load driver's scenarios, at a tiny size; those of two servers have the same one twice.
+#[tokio::test]
+#[ignore = "needs WAXWING_TEST_HOMESERVER"]
+async fn every_load_scenario_runs() {
+    let server = std::env::var("WAXWING_TEST_HOMESERVER").expect(NEEDS);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_waxwing-client"));
+    command.args(["load", "all", "--size", "tiny", "--label", "x", "--server", &server, "--to", &server]);
+    // Known when scripts/with-server.sh started the server.
+    let folder = std::env::var("WAXWING_TEST_SERVER").ok();
+    if let Some(folder) = &folder {
+        let id = std::fs::read_to_string(format!("{folder}/id")).unwrap();
+        command.args(["--pid", id.trim(), "--data", &format!("{folder}/data")]);
+    }
+    let ran = command.kill_on_drop(true).output().await.unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let mut scenarios = BTreeSet::new();
+    for line in String::from_utf8(ran.stdout).unwrap().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        scenarios.insert(line["scenario"].as_str().unwrap().to_owned());
+        assert_eq!(line["queued"], line["drained"], "{line}");
+        assert!(folder.is_none() || line["data_mb_after"].as_f64().unwrap() > 0.0, "{line}");
+        for measure in line["measures"].as_array().unwrap() {
+            assert!(measure["count"].as_u64().unwrap() > 0, "{line}");
+            for trouble in ["errors", "missing", "repeated", "failed_polls", "overloaded"] {
+                assert!(measure.get(trouble).is_none(), "{line}");
+            }
+        }
+    }
+    assert_eq!(scenarios.len(), 11, "{scenarios:?}");
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::load::Load;
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not logged in, 4 waited in vain.
 
@@ -121,6 +123,8 @@ pub enum Command {
     },
     /// Start two servers and let two people meet: proves that only sealed letters are stored
     Demo(Demo),
+    /// Put load on a homeserver and measure what it costs it
+    Load(Box<Load>),
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod account;
 mod cli;
 mod demo;
 mod keys;
+mod load;
 mod output;
 mod rooms;
 mod talk;
@@ -15,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 use waxwing_client::{Client, Error, Secret};
 
@@ -23,12 +25,20 @@ use crate::cli::{Cli, Command, Global};
 const NOT_LOGGED_IN: u8 = 3;
 const TIMED_OUT: u8 = 4;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     waxwing_client::install_tls_provider();
     let cli = Cli::parse();
     start_logging(cli.global.verbose);
-    match run(cli).await {
+    // One thread is cheaper than several that hand work over, and load shares the machine with the server.
+    let mut runtime = match cli.command {
+        Command::Load(_) => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    let done = match runtime.enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("waxwing-client: {}", output::clean(&output::explain(&error)));
@@ -70,6 +80,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Bootstrap => keys::bootstrap(&device.open().await?).await,
         Command::Backup { command } => keys::backup(&device.open().await?, &command).await,
         Command::Demo(options) => demo::run(&options).await,
+        Command::Load(load) => load::run(&load).await,
     }
 }
 
