@@ -56,8 +56,9 @@ pub async fn run(context: &Context, options: &Backlog) -> Result<Outcome> {
         outcome.measures.push(hall.stretch(name, options.rate, options.seconds).await?.measure);
         drop(hall);
         if outcome.measures.len() == 1 {
+            let before = context.unique();
             fill(context, options, &people, &mut outcome).await?;
-            drain(context, &people, &mut outcome).await?;
+            drain(context, &people, before, &mut outcome).await?;
         }
     }
     Ok(outcome)
@@ -79,12 +80,12 @@ async fn fill(context: &Context, options: &Backlog, people: &[&User], outcome: &
     Ok(())
 }
 
-/// Everybody syncs until their queue is empty. The times are those of the syncs, the costs those of the messages.
-async fn drain(context: &Context, people: &[&User], outcome: &mut Outcome) -> Result<()> {
+/// Everybody syncs until their queue is empty of messages with numbers above `before`. The times are those of the syncs, the costs those of the messages.
+async fn drain(context: &Context, people: &[&User], before: u64, outcome: &mut Outcome) -> Result<()> {
     const NAME: &str = "drain by syncs";
     context.progress.stage(NAME);
     let tally = RefCell::new(Tally::default());
-    let (before, deadline) = (context.sample(), Instant::now() + Duration::from_secs_f64(MOST_SECONDS));
+    let (sample, deadline) = (context.sample(), Instant::now() + Duration::from_secs_f64(MOST_SECONDS));
     let drained = context
         .each(&context.server, people.len(), people, async |connection, user| {
             let filter = store_filter(connection, user, 1).await?;
@@ -94,14 +95,14 @@ async fn drain(context: &Context, people: &[&User], outcome: &mut Outcome) -> Re
                 let answer = connection.call(&syncing(user, &filter, since.as_deref(), 0)).await?;
                 tally.borrow_mut().note(began.elapsed(), &Ok(answer.len() as u64));
                 let had = seen.len();
-                seen.extend(context.mark.numbers(&answer));
+                seen.extend(context.mark.numbers(&answer).filter(|number| *number > before));
                 empty = if seen.len() == had { empty + 1 } else { 0 };
                 since = Some(next_batch(&answer)?.to_owned());
             }
             Ok(seen.len() as u64)
         })
         .await?;
-    let used = before.until(&context.sample());
+    let used = sample.until(&context.sample());
     let drained: u64 = drained.iter().sum();
     let mut measure = Measure::new(NAME, &tally.into_inner(), &used);
     measure.set_costs(drained, &used);
