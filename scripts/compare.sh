@@ -6,7 +6,7 @@
 #   NAME      waxwing, waxwing-postgres, synapse, synapse-postgres; without -postgres on SQLite. Default: all four
 #   FOLDER    where results.jsonl and table.md go; results are added to what is there. Default: a new folder
 #   --two     starts two of each, which federate with each other, and measures what happens between them
-#   LOAD      what `waxwing-client load` shall do. Default: all --size small --step
+#   LOAD      what `waxwing-client load` shall do, one after the other with + between. Default: all --size small --step
 #
 # Every run has a server of its own on empty data, without rate limits and presence; fsync is on. WAXWING_BIN and
 # WAXWING_CLIENT name programs that are built already (release builds, or the figures mean nothing); without them
@@ -217,7 +217,7 @@ note_start() {
 
 # measure NAME: one run of everything.
 measure() {
-    local name=$1 folder=$work/run/first arguments
+    local name=$1 folder=$work/run/first arguments=()
     rm -rf "$work/run"
     if [[ -n $two ]]; then
         prepare "$name" "$work/run/second"
@@ -225,9 +225,17 @@ measure() {
     fi
     prepare "$name" "$folder"
     note_start "start, empty" "$name" "$took"
-    "$client" load "${load[@]}" --server "http://127.0.0.1:$port" --label "$name" \
-        --pid "$processes" --data "$data" "${arguments[@]}" >>"$results" ||
-        echo "compare.sh: not everything went well with $name" >&2
+    arguments+=(--server "http://127.0.0.1:$port" --label "$name" --pid "$processes" --data "$data")
+    local words=() word
+    for word in "${load[@]}" +; do
+        if [[ $word != + ]]; then
+            words+=("$word")
+            continue
+        fi
+        "$client" load "${words[@]}" "${arguments[@]}" >>"$results" ||
+            echo "compare.sh: ${words[*]} did not go well with $name" >&2
+        words=()
+    done
     end "$folder"
     start "$folder" "$port"
     note_start "start, filled" "$name" "$took"

@@ -229,7 +229,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
             late.arrive(&mut HashSet::new(), 0, Instant::now());
         });
-        let arrivals = board.finish(1, Duration::from_secs(60)).await;
+        let arrivals = board.finish(1, Duration::from_mins(1)).await;
         assert_eq!((arrivals.times.count(), arrivals.missing), (1, 0));
     }
 }

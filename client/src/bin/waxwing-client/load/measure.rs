@@ -191,10 +191,9 @@ mod tests {
 
     #[test]
     fn figures_have_four_digits() {
-        assert_eq!(round(123_456.0), 123_500.0);
-        assert_eq!(round(0.001_234_56), 0.001_235);
-        assert_eq!(round(-1.5), -1.5);
-        assert_eq!((round(0.0), round(f64::NAN), round(f64::INFINITY)), (0.0, 0.0, 0.0));
+        let figures = [123_456.0, 0.001_234_56, -1.5, 0.0, f64::NAN, f64::INFINITY];
+        let rounded = figures.map(|figure| round(figure).to_string());
+        assert_eq!(rounded, ["123500", "0.001235", "-1.5", "0", "0", "0"]);
     }
 
     #[test]
