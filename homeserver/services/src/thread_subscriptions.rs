@@ -8,12 +8,12 @@ use crate::timeline::relation;
 use ruma::{EventId, RoomId, UserId};
 use std::sync::Arc;
 pub use waxwing_storage::ThreadSubscriptionRow;
-use waxwing_storage::{StoreError, StoredEvent};
+use waxwing_storage::{Fact, LogRow, StoreError, StoredEvent, THREAD_SUBSCRIPTION};
 
 /// Threads of one page at most.
 pub const MAX_LIMIT: usize = 500;
 /// Threads of a page unless the client says otherwise.
-const DEFAULT_LIMIT: usize = 100;
+pub const DEFAULT_LIMIT: usize = 100;
 
 /// Why a subscription was not changed or found.
 #[derive(Debug, thiserror::Error)]
@@ -165,24 +165,6 @@ impl ThreadSubscriptions {
             .await
     }
 
-    /// Changes of a user's subscriptions after `after` and up to `upto` (positions in the log), the newest first; with a
-    /// place to go on from where there are more than `limit`. What a sync shows, and pages after it.
-    pub async fn changes(
-        &self,
-        user: &UserId,
-        after: i64,
-        upto: i64,
-        limit: Option<usize>,
-    ) -> Result<SubscriptionPage, StoreError> {
-        let limit = limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
-        let mut conn = self.core.store.read().await?;
-        let mut rows = conn.thread_subscriptions_changed(user, after, upto, limit as i64 + 1).await?;
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        let end = rows.last().filter(|_| more).map(|last| PageToken(last.position - 1).to_string());
-        Ok(SubscriptionPage { rows, end })
-    }
-
     /// A page towards older changes: from `from` (none: the newest) down to `to`.
     ///
     /// # Errors
@@ -196,6 +178,29 @@ impl ThreadSubscriptions {
     ) -> Answer<SubscriptionPage> {
         let upto = from.map(PageToken::parse).transpose()?.map_or(i64::MAX, |token| token.0);
         let after = to.map(PageToken::parse).transpose()?.map_or(0, |token| token.0);
-        Ok(self.changes(user, after, upto, limit).await?)
+        Ok(changes(&self.core, user, after, upto, limit).await?)
     }
+}
+
+/// Changes of a user's subscriptions after `after` and up to `upto` (positions in the log), the newest first; with a place
+/// to go on from where there are more than `limit`. What a sync shows, and pages after it.
+pub(crate) async fn changes(
+    core: &Core,
+    user: &UserId,
+    after: i64,
+    upto: i64,
+    limit: Option<usize>,
+) -> Result<SubscriptionPage, StoreError> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
+    let mut conn = core.store.read().await?;
+    let mut rows = conn.thread_subscriptions_changed(user, after, upto, limit as i64 + 1).await?;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let end = rows.last().filter(|_| more).map(|last| PageToken(last.position - 1).to_string());
+    Ok(SubscriptionPage { rows, end })
+}
+
+/// Whether a row of the log announces a change of a subscription of the user it names.
+pub(crate) fn is_change(row: &LogRow) -> bool {
+    row.fact == Fact::Other && row.reference.as_deref() == Some(THREAD_SUBSCRIPTION)
 }

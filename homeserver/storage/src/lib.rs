@@ -84,7 +84,7 @@ pub use state::{StateQuestion, StateReader};
 pub use store::Store;
 pub use sync_reads::Hero;
 pub use tail::Tail;
-pub use thread_subscriptions::ThreadSubscriptionRow;
+pub use thread_subscriptions::{THREAD_SUBSCRIPTION, ThreadSubscriptionRow};
 pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 

@@ -14,6 +14,9 @@ statements! {
     PLACE = "UPDATE thread_subscriptions SET position = $4 WHERE user_id = $1 AND room_id = $2 AND root_id = $3";
 }
 
+/// The reference of the log rows ([`Fact::Other`]) that announce a change.
+pub const THREAD_SUBSCRIPTION: &str = "thread_subscription";
+
 /// A user's relation to one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadSubscriptionRow {
@@ -129,7 +132,7 @@ impl crate::Tx {
             .map(|_| ()))?;
         let fact = NewRow::new(Fact::Other)
             .user(user.to_owned())
-            .reference("thread_subscription")
+            .reference(THREAD_SUBSCRIPTION)
             .data(serde_json::json!([row.room, row.root]).to_string());
         let slot = self.log_append(fact);
         self.buffers.thread_subscriptions.push(ThreadSubscriptionMark {

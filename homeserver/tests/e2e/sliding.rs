@@ -10,6 +10,7 @@ in_each_shape!(
     three_connections_side_by_side,
     positions_survive_a_restart_and_are_nobody_elses,
     the_accepted_dialect,
+    followed_threads_and_sticky_events,
 );
 
 const DEPLOYED: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
@@ -266,4 +267,96 @@ async fn the_accepted_dialect(site: Site) {
     bob.post(ACCEPTED, many("room_subscriptions")).await.refused(400, "M_INVALID_PARAM");
     Raw::nobody(&site.url).post(ACCEPTED, json!({})).await.refused(401, "M_MISSING_TOKEN");
     bob.send(Method::POST, ACCEPTED, "{").await.refused(400, "M_NOT_JSON");
+}
+
+async fn followed_threads_and_sticky_events(site: Site) {
+    let alice = Raw::register(&site.url, "alice").await;
+    let bob = Raw::register(&site.url, "bob").await;
+    let room = alice.create_room(json!({"preset": "public_chat"})).await;
+    let thread = "io.element.msc4308.thread_subscriptions";
+    let follow = async |number: u32| {
+        let root = alice.send_sealed(&room, &format!("root{number}")).await.fine();
+        let root = root["event_id"].as_str().unwrap().to_owned();
+        let path = "/_matrix/client/unstable/io.element.msc4306/rooms";
+        alice.put(&format!("{path}/{room}/thread/{root}/subscription"), json!({})).await.fine();
+        root
+    };
+    let mut roots = Vec::new();
+    for number in 0..3 {
+        roots.push(follow(number).await);
+    }
+    let body = json!({"extensions": {thread: {"enabled": true, "limit": 2}}});
+    let mut connection = Connection::new(&alice, body);
+    let first = connection.ask(0).await;
+    let news = &first["extensions"][thread];
+    assert_eq!(keys(&news["subscribed"][&room]).len(), 2, "{first}");
+    assert_eq!(news["subscribed"][&room][&roots[2]]["automatic"], false);
+    // The oldest is to be had from the other endpoint.
+    let from = news["prev_batch"].as_str().unwrap();
+    let listing = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions?dir=b&limit=2";
+    let older = alice.get(&format!("{listing}&from={from}")).await.fine();
+    assert_eq!(keys(&older["subscribed"][&room]), [roots[0].as_str()], "{older}");
+    assert!(older.get("end").is_none(), "{older}");
+    let pos = connection.pos.clone().unwrap();
+    let none = alice.get(&format!("{listing}&from={from}&to={pos}")).await.fine();
+    assert_eq!(none, json!({}), "nothing between the two");
+
+    let quiet = connection.ask(0).await;
+    assert!(quiet["extensions"].get(thread).is_none(), "{quiet}");
+    let waiting = connection.ask(20_000);
+    let saying = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let path = format!(
+            "/_matrix/client/unstable/io.element.msc4306/rooms/{room}/thread/{}/subscription",
+            roots[0]
+        );
+        alice.send(Method::DELETE, &path, "").await.fine();
+    };
+    let (news, ()) = tokio::join!(waiting, saying);
+    let news = &news["extensions"][thread];
+    assert!(news["unsubscribed"][&room][&roots[0]]["bump_stamp"].is_i64(), "{news}");
+    assert!(news.get("subscribed").is_none() && news.get("prev_batch").is_none(), "{news}");
+
+    sticky(&alice, &bob, &room).await;
+}
+
+/// Whoever comes into a room gets what is sticky there, others what is new.
+async fn sticky(alice: &Raw, bob: &Raw, room: &str) {
+    let name = "org.matrix.msc4354.sticky_events";
+    let stick = async |number: u32| {
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.encrypted/sticky{number}");
+        let path = format!("{path}?org.matrix.msc4354.sticky_duration_ms=600000");
+        let sent = alice.put(&path, crate::http::sealed("QUJD")).await.fine();
+        sent["event_id"].clone()
+    };
+    let first = [stick(0).await, stick(1).await, stick(2).await];
+    let ids = |answer: &Value| {
+        let events = answer["extensions"][name]["rooms"][room]["events"].as_array().cloned();
+        events.unwrap_or_default().iter().map(|event| event["event_id"].clone()).collect::<Vec<_>>()
+    };
+    let rule = |since: Option<&str>| json!({"enabled": true, "limit": 2, "since": since});
+    let body = |since: Option<&str>| json!({"extensions": {name: rule(since)}});
+    let next = |answer: &Value| answer["extensions"][name]["next_batch"].as_str().map(str::to_owned);
+    let mut own = Connection::new(alice, body(None));
+    let answer = own.ask(0).await;
+    assert_eq!(ids(&answer), first[..2], "{answer}");
+    own.body = body(next(&answer).as_deref());
+    let answer = own.ask(0).await;
+    assert_eq!(ids(&answer), first[2..], "{answer}");
+    own.body = body(next(&answer).as_deref());
+    assert!(ids(&own.ask(0).await).is_empty());
+
+    let mut other = Connection::new(bob, body(None));
+    let answer = other.ask(0).await;
+    assert!(ids(&answer).is_empty(), "{answer}");
+    other.body = body(next(&answer).as_deref());
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
+    let answer = other.ask(20_000).await;
+    assert_eq!(ids(&answer), first, "{answer}");
+    other.body = body(next(&answer).as_deref());
+    let (answer, last) = tokio::join!(other.ask(20_000), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stick(3).await
+    });
+    assert_eq!(ids(&answer), [last], "{answer}");
 }

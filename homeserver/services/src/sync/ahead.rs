@@ -2,6 +2,7 @@
 //! times for each of their parts.
 
 use super::build::Build;
+use super::sticky::MAX_STICKY;
 use super::summary::Counts;
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedRoomId, RoomId};
@@ -24,6 +25,8 @@ pub(super) struct Ahead {
     pub receipts: HashMap<OwnedRoomId, Vec<ReceiptRow>>,
     pub extremities: HashMap<OwnedRoomId, Vec<OwnedEventId>>,
     pub heroes: HashMap<OwnedRoomId, Vec<Hero>>,
+    /// Events that are sticky now.
+    pub sticky: HashMap<OwnedRoomId, Vec<OwnedEventId>>,
     /// The state that is shown of rooms that are shown whole.
     pub state: HashMap<OwnedRoomId, Vec<(StateKey, OwnedEventId)>>,
     events: HashMap<OwnedRoomId, Newest>,
@@ -76,6 +79,7 @@ impl Build<'_> {
             let newest = |events: Vec<Arc<StoredEvent>>| Newest { complete: events.len() < chunk, events };
             ahead.events = events.into_iter().map(|(room, events)| (room, newest(events))).collect();
             ahead.extremities = conn.backward_extremities_of(rooms).await?;
+            ahead.sticky = conn.sticky_events_of(rooms, self.core().now(), MAX_STICKY).await?;
             for receipt in conn.receipts_of_rooms(rooms, self.user()).await? {
                 ahead.receipts.entry(receipt.room_id.clone()).or_default().push(receipt);
             }

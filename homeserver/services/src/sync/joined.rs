@@ -79,6 +79,7 @@ impl Build<'_> {
             summary,
             ephemeral: Events { events: self.ephemeral(room, &view).await? },
             account_data: Events { events: self.room_account_data(room, &[], true).await? },
+            sticky: self.sticky_events(room, &view, &stretch).await?,
             ..JoinedRoom::default()
         };
         self.unread_into(room, &mut entry).await?;

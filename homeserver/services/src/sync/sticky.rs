@@ -7,15 +7,15 @@ use super::joined::View;
 use super::response::Events;
 use super::timeline::Stretch;
 use crate::render::Shown;
-use crate::visibility::{LastJoined, visible_to};
 use ruma::RoomId;
 use waxwing_storage::StoreResult;
 
 /// Sticky events shown of one room: everybody in a large call.
-const MAX_STICKY: i64 = 500;
+pub(super) const MAX_STICKY: i64 = 500;
 
 impl Build<'_> {
-    /// The sticky events of a room that the client may lack; none where the timeline has everything that is new.
+    /// The sticky events of a joined room that the client may lack; none where the timeline has everything that is new.
+    /// Whoever is joined may see them all while they are sticky, whatever the room's history visibility.
     pub(super) async fn sticky_events(
         &self,
         room: &RoomId,
@@ -25,8 +25,14 @@ impl Build<'_> {
         if !(view.anew || view.newly || stretch.limited) {
             return Ok(None);
         }
-        let now = self.core().now();
-        let ids = self.core().store.read().await?.sticky_events(room, now, MAX_STICKY).await?;
+        let ahead = self.ahead();
+        let ids = if ahead.rows.contains_key(room) {
+            ahead.sticky.get(room).cloned().unwrap_or_default()
+        } else {
+            let (rooms, now) = ([room.to_owned()], self.core().now());
+            let mut found = self.core().store.read().await?.sticky_events_of(&rooms, now, MAX_STICKY).await?;
+            found.remove(room).unwrap_or_default()
+        };
         if ids.is_empty() {
             return Ok(None);
         }
@@ -43,7 +49,6 @@ impl Build<'_> {
             })
             .collect();
         events.sort_by_key(|stored| stored.sn);
-        let events = visible_to(self.core(), self.user(), LastJoined::Now, events).await?;
         if events.is_empty() {
             return Ok(None);
         }

@@ -8,6 +8,7 @@ use crate::visibility::{LastJoined, visible_to};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, RoomId};
 use serde_json::value::RawValue;
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::Arc;
 use waxwing_model::Event;
@@ -50,9 +51,24 @@ struct Picker<'a> {
     missing: HashSet<OwnedEventId>,
     picked: Vec<Arc<StoredEvent>>,
     limited: bool,
+    /// The newest of the events that were left out although one that came before it is shown.
+    left: i64,
 }
 
 impl Picker<'_> {
+    /// Takes of these, the newest first; whether to go on.
+    fn take_of(&mut self, events: &[Arc<StoredEvent>]) -> bool {
+        for (index, stored) in events.iter().enumerate() {
+            if !self.take(stored) {
+                let shown = self.picked.last().map(|picked| picked.sn);
+                let left = events[index..].iter().map(|stored| stored.sn).filter(|sn| Some(*sn) != shown);
+                self.left = left.max().unwrap_or(self.left);
+                return false;
+            }
+        }
+        true
+    }
+
     /// Whether to go on.
     fn take(&mut self, stored: &Arc<StoredEvent>) -> bool {
         let event = &stored.event;
@@ -72,8 +88,10 @@ impl Picker<'_> {
     }
 
     fn done(mut self, else_start: i64) -> Stretch {
-        self.picked.reverse();
-        let start = self.picked.first().map_or(else_start, |stored| PageToken::before(stored.sn).0);
+        self.picked.sort_unstable_by_key(|stored| stored.sn);
+        let first = self.picked.first().map_or(else_start, |stored| PageToken::before(stored.sn).0);
+        // `/messages` must have what is not here, were it for the price of showing something twice.
+        let start = first.max(self.left);
         Stretch { events: self.picked, limited: self.limited, start }
     }
 }
@@ -92,6 +110,7 @@ impl Build<'_> {
             missing: missing.into_iter().collect(),
             picked: Vec::new(),
             limited: false,
+            left: i64::MIN,
         })
     }
 
@@ -123,16 +142,14 @@ impl Build<'_> {
         let events = self.with_children(events).await?;
         let gaps = events.iter().any(|stored| self.may_follow_gap(&stored.event));
         let mut picker = self.picker(room, limit, gaps).await?;
-        for stored in events.iter().rev() {
-            if !picker.take(stored) {
-                break;
-            }
-        }
+        let newest_first: Vec<Arc<StoredEvent>> = events.into_iter().rev().collect();
+        picker.take_of(&newest_first);
         Ok(picker.done(self.upto.0))
     }
 
     /// The stretch that ends with the events below `before` and goes no further back than `floor`, `limit` events at
-    /// most.
+    /// most. Of a room that is shown from nothing it is the end of the graph, not what came last: what another server had
+    /// long ago and was late to send is part of what came before.
     pub async fn stretch_backward(
         &self,
         room: &RoomId,
@@ -148,7 +165,7 @@ impl Build<'_> {
         }
         let mut scanned = 0;
         let mut at = before;
-        'scan: loop {
+        loop {
             let chunk = (picker.limit + 1).max(20);
             let newest = self.ahead().newest(room).filter(|_| at == self.upto.0 + 1);
             let (events, complete) = if let Some(newest) = newest {
@@ -158,18 +175,18 @@ impl Build<'_> {
                 let complete = events.len() < chunk;
                 (events, complete)
             };
+            let at_end = scanned == 0;
             scanned += events.len();
             at = events.last().map_or(at, |stored| stored.sn);
             let below = |stored: &Arc<StoredEvent>| floor.is_some_and(|floor| stored.sn <= floor);
             let reached = events.iter().any(below);
             let events = events.into_iter().filter(|stored| !below(stored)).collect();
             let visible = visible_to(self.core(), self.user(), last, events).await?;
-            for stored in self.with_children(visible).await? {
-                if !picker.take(&stored) {
-                    break 'scan;
-                }
+            let mut candidates = self.with_children(visible).await?;
+            if floor.is_none() && last == LastJoined::Now && at_end {
+                candidates.sort_by_key(|stored| Reverse((stored.event.depth, stored.sn)));
             }
-            if complete || reached {
+            if !picker.take_of(&candidates) || complete || reached {
                 break;
             }
             if scanned >= MAX_SCAN {

@@ -1,15 +1,22 @@
 //! The extensions of sliding sync, alike in both dialects.
 
+use crate::client::user::thread_subscriptions::shown;
 use crate::error::{ApiError, ApiResult};
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use waxwing_model::LogPosition;
-use waxwing_services::sync::sliding::{ExtensionNews, Extensions, MAX_RULES, Reach, ToDeviceRule};
+use waxwing_services::sync::sliding::{
+    ExtensionNews, Extensions, MAX_RULES, Reach, StickyRule, ToDeviceRule,
+};
+use waxwing_services::thread_subscriptions::{DEFAULT_LIMIT, SubscriptionPage};
 
 /// To-device messages of an answer when the client does not say how many.
 const DEFAULT_MESSAGES: usize = 100;
+/// Sticky events of an answer when the client does not say how many: by MSC4480.
+const DEFAULT_STICKY: usize = 100;
 
 /// What is asked for.
 #[derive(Default, Deserialize)]
@@ -19,11 +26,28 @@ pub(super) struct ExtensionsBody {
     account_data: Option<ReachBody>,
     typing: Option<ReachBody>,
     receipts: Option<ReachBody>,
+    #[serde(rename = "io.element.msc4308.thread_subscriptions")]
+    thread_subscriptions: Option<ThreadSubscriptionsBody>,
+    #[serde(rename = "org.matrix.msc4354.sticky_events")]
+    sticky_events: Option<StickyEventsBody>,
 }
 
 #[derive(Deserialize)]
 struct SwitchBody {
     enabled: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct ThreadSubscriptionsBody {
+    enabled: Option<bool>,
+    limit: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct StickyEventsBody {
+    enabled: Option<bool>,
+    limit: Option<u64>,
+    since: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -58,11 +82,24 @@ impl ReachBody {
     }
 }
 
-/// Up to which message the client has them: the `next_batch` of an earlier answer.
-fn to_device_token(since: Option<&str>) -> ApiResult<LogPosition> {
-    let Some(since) = since.filter(|since| !since.is_empty()) else { return Ok(LogPosition::START) };
+/// Up to where the client has what an extension tells of: the `next_batch` of an earlier answer.
+fn position(since: Option<&str>) -> ApiResult<Option<LogPosition>> {
+    let Some(since) = since.filter(|since| !since.is_empty()) else { return Ok(None) };
     let position = since.parse::<i64>().ok().filter(|position| *position >= 0);
-    position.map(LogPosition).ok_or_else(|| ApiError::invalid_param("not a token of to-device messages"))
+    let wrong = || ApiError::invalid_param("not a token of this extension");
+    position.map(LogPosition).ok_or_else(wrong).map(Some)
+}
+
+/// How many at most; a number too large for this machine is as good as none.
+fn most(limit: Option<u64>, default: usize) -> usize {
+    limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+impl StickyEventsBody {
+    fn read(self) -> ApiResult<StickyRule> {
+        let since = position(self.since.as_deref())?;
+        Ok(StickyRule { since, limit: most(self.limit, DEFAULT_STICKY) })
+    }
 }
 
 impl ExtensionsBody {
@@ -71,18 +108,20 @@ impl ExtensionsBody {
         let to_device = self.to_device.filter(|body| body.enabled == Some(true));
         let to_device = to_device.map(|body| {
             Ok::<_, ApiError>(ToDeviceRule {
-                since: to_device_token(body.since.as_deref())?,
-                limit: body
-                    .limit
-                    .map_or(DEFAULT_MESSAGES, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+                since: position(body.since.as_deref())?.unwrap_or(LogPosition::START),
+                limit: most(body.limit, DEFAULT_MESSAGES),
             })
         });
+        let threads = self.thread_subscriptions.filter(|body| body.enabled == Some(true));
+        let sticky = self.sticky_events.filter(|body| body.enabled == Some(true));
         Ok(Extensions {
             to_device: to_device.transpose()?,
             e2ee: self.e2ee.is_some_and(|body| body.enabled == Some(true)),
             account_data: reach(self.account_data)?,
             typing: reach(self.typing)?,
             receipts: reach(self.receipts)?,
+            thread_subscriptions: threads.map(|body| most(body.limit, DEFAULT_LIMIT)),
+            sticky_events: sticky.map(StickyEventsBody::read).transpose()?,
         })
     }
 }
@@ -100,6 +139,25 @@ pub(super) struct ExtensionsAnswer {
     receipts: Option<RoomsAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     typing: Option<RoomsAnswer>,
+    #[serde(
+        rename = "io.element.msc4308.thread_subscriptions",
+        skip_serializing_if = "Option::is_none"
+    )]
+    thread_subscriptions: Option<Map<String, Value>>,
+    #[serde(rename = "org.matrix.msc4354.sticky_events", skip_serializing_if = "Option::is_none")]
+    sticky_events: Option<StickyAnswer>,
+}
+
+#[derive(Serialize)]
+struct StickyAnswer {
+    next_batch: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rooms: BTreeMap<OwnedRoomId, EventsAnswer>,
+}
+
+#[derive(Serialize)]
+struct EventsAnswer {
+    events: Vec<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -137,6 +195,14 @@ struct RoomsAnswer {
     rooms: BTreeMap<OwnedRoomId, Box<RawValue>>,
 }
 
+/// Subscriptions as a sync has them; older changes than these are to be had by `prev_batch`.
+fn subscriptions(page: SubscriptionPage) -> Option<Map<String, Value>> {
+    let end = page.end.clone();
+    let mut answer = shown(page);
+    answer.extend(end.map(|end| ("prev_batch".to_owned(), end.into())));
+    Some(answer).filter(|answer| !answer.is_empty())
+}
+
 impl From<ExtensionNews> for ExtensionsAnswer {
     fn from(news: ExtensionNews) -> ExtensionsAnswer {
         let rooms = |rooms: Option<BTreeMap<OwnedRoomId, Box<RawValue>>>| {
@@ -158,6 +224,11 @@ impl From<ExtensionNews> for ExtensionsAnswer {
                 .map(|data| AccountDataAnswer { global: data.global, rooms: data.rooms }),
             receipts: rooms(news.receipts),
             typing: rooms(news.typing),
+            thread_subscriptions: news.thread_subscriptions.and_then(subscriptions),
+            sticky_events: news.sticky_events.map(|news| StickyAnswer {
+                next_batch: news.next_batch,
+                rooms: news.rooms.into_iter().map(|(room, events)| (room, EventsAnswer { events })).collect(),
+            }),
         }
     }
 }

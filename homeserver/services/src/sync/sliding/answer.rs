@@ -1,6 +1,7 @@
 //! The answer of sliding sync, before it is written in one of its dialects.
 
 use super::super::response::{DeviceLists, UnreadCount};
+use crate::thread_subscriptions::SubscriptionPage;
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -111,6 +112,19 @@ pub struct ExtensionNews {
     pub receipts: Option<BTreeMap<OwnedRoomId, Box<RawValue>>>,
     /// Typing: one event for each room.
     pub typing: Option<BTreeMap<OwnedRoomId, Box<RawValue>>>,
+    /// Threads that the user began or ceased to follow.
+    pub thread_subscriptions: Option<SubscriptionPage>,
+    /// Sticky events.
+    pub sticky_events: Option<StickyNews>,
+}
+
+/// Sticky events of the user's rooms.
+#[derive(Debug, Default)]
+pub struct StickyNews {
+    /// Oldest first.
+    pub rooms: BTreeMap<OwnedRoomId, Vec<Box<RawValue>>>,
+    /// Where to go on.
+    pub next_batch: String,
 }
 
 impl ExtensionNews {
@@ -120,6 +134,8 @@ impl ExtensionNews {
             && self.account_data.as_ref().is_none_or(|news| news.global.is_empty() && news.rooms.is_empty())
             && self.receipts.as_ref().is_none_or(BTreeMap::is_empty)
             && self.typing.as_ref().is_none_or(BTreeMap::is_empty)
+            && self.thread_subscriptions.as_ref().is_none_or(|page| page.rows.is_empty())
+            && self.sticky_events.as_ref().is_none_or(|news| news.rooms.is_empty())
     }
 }
 

@@ -7,6 +7,7 @@ use super::answer::{AccountDataNews, ExtensionNews, KeyNews};
 use super::list::Relevant;
 use super::request::{Extensions, Reach, ToDeviceRule};
 use super::slide::{Base, Slide, Told};
+use crate::thread_subscriptions::{SubscriptionPage, changes, is_change};
 use ruma::OwnedRoomId;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ enum Part {
     AccountData = 2,
     Receipts = 4,
     Typing = 8,
+    ThreadSubscriptions = 16,
 }
 
 impl Extensions {
@@ -29,6 +31,7 @@ impl Extensions {
             | part(self.account_data.is_some(), Part::AccountData)
             | part(self.receipts.is_some(), Part::Receipts)
             | part(self.typing.is_some(), Part::Typing)
+            | part(self.thread_subscriptions.is_some(), Part::ThreadSubscriptions)
     }
 }
 
@@ -57,7 +60,24 @@ impl Slide<'_> {
         if let Some(reach) = &wanted.typing {
             news.typing = Some(self.typing(reach, told));
         }
+        if let Some(limit) = wanted.thread_subscriptions {
+            news.thread_subscriptions = Some(self.thread_subscriptions(limit).await?);
+        }
+        if let Some(rule) = wanted.sticky_events {
+            news.sticky_events = Some(self.sticky_events(rule).await?);
+        }
         Ok(news)
+    }
+
+    /// The threads that the user began or ceased to follow, the newest change first.
+    async fn thread_subscriptions(&self, limit: usize) -> StoreResult<SubscriptionPage> {
+        let build = self.build;
+        let after = match build.since.filter(|_| !self.begins(Part::ThreadSubscriptions)) {
+            None => 0,
+            Some(since) if self.window.own.iter().any(|row| is_change(row)) => since.0,
+            Some(_) => return Ok(SubscriptionPage::default()),
+        };
+        changes(build.core(), build.user(), after, build.upto.0, Some(limit)).await
     }
 
     async fn to_device(&self, rule: ToDeviceRule) -> StoreResult<Option<(Vec<Box<RawValue>>, String)>> {

@@ -18,14 +18,15 @@ mod request;
 mod room;
 mod slide;
 mod state;
+mod sticky;
 
 pub use answer::{
-    AccountDataNews, ExtensionNews, Hero, KeyNews, News, SlidingAnswer, SlidingRoom, StateNews,
+    AccountDataNews, ExtensionNews, Hero, KeyNews, News, SlidingAnswer, SlidingRoom, StateNews, StickyNews,
 };
 pub use config::{Pattern, StateConfig};
 pub use request::{
     Extensions, Filters, ListRule, MAX_LISTED, MAX_NAME, MAX_PATTERNS, MAX_RULES, MAX_TIMELINE, Reach,
-    RoomRule, SlidingRequest, ToDeviceRule,
+    RoomRule, SlidingRequest, StickyRule, ToDeviceRule,
 };
 
 pub(super) use connection::States;

@@ -93,6 +93,19 @@ pub struct Extensions {
     pub typing: Option<Reach>,
     /// Receipts (MSC3960).
     pub receipts: Option<Reach>,
+    /// Threads that the user follows (MSC4308); at most so many.
+    pub thread_subscriptions: Option<usize>,
+    /// Sticky events (MSC4480).
+    pub sticky_events: Option<StickyRule>,
+}
+
+/// How sticky events are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StickyRule {
+    /// Those after this position; none: all that are sticky still.
+    pub since: Option<LogPosition>,
+    /// At most so many.
+    pub limit: usize,
 }
 
 /// How to-device messages are wanted.
