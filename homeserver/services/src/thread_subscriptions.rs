@@ -5,7 +5,7 @@ use crate::Core;
 use crate::render::Viewer;
 use crate::rooms_read::{PageToken, ReadError, RoomReader};
 use crate::timeline::relation;
-use ruma::{EventId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId};
 use std::sync::Arc;
 pub use waxwing_storage::ThreadSubscriptionRow;
 use waxwing_storage::{Fact, LogRow, StoreError, StoredEvent, THREAD_SUBSCRIPTION};
@@ -203,4 +203,11 @@ pub(crate) async fn changes(
 /// Whether a row of the log announces a change of a subscription of the user it names.
 pub(crate) fn is_change(row: &LogRow) -> bool {
     row.fact == Fact::Other && row.reference.as_deref() == Some(THREAD_SUBSCRIPTION)
+}
+
+/// The room in whose threads such a row says that something changed.
+pub(crate) fn changed_room(row: &LogRow) -> Option<OwnedRoomId> {
+    let (room, _root): (OwnedRoomId, OwnedEventId) =
+        serde_json::from_str(row.data.as_deref().filter(|_| is_change(row))?).ok()?;
+    Some(room)
 }

@@ -29,7 +29,7 @@ macro_rules! with_gateways {
 
 with_gateways!(letters_are_told_once_and_by_their_id_alone, what_is_owed_survives_a_crash);
 
-async fn site(shape: Shape, more: &[&str]) -> Option<Site> {
+pub async fn site(shape: Shape, more: &[&str]) -> Option<Site> {
     let mut settings = vec!["push.allow_private_addresses=true".to_owned()];
     settings.extend(more.iter().map(|setting| (*setting).to_owned()));
     Site::start_with(shape, &settings).await
@@ -40,14 +40,14 @@ async fn pair(site: &Site) -> (Raw, Raw) {
 }
 
 /// A room of both, by `body`.
-async fn room(alice: &Raw, bob: &Raw, mut body: Value) -> String {
+pub async fn room(alice: &Raw, bob: &Raw, mut body: Value) -> String {
     body["invite"] = json!([bob.user]);
     let room = alice.create_room(body).await;
     bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
     room
 }
 
-async fn set(who: &Raw, pusher: Value) {
+pub async fn set(who: &Raw, pusher: Value) {
     who.post("/_matrix/client/v3/pushers/set", pusher).await.fine();
 }
 
@@ -56,12 +56,12 @@ async fn pushers(who: &Raw) -> Vec<Value> {
     body["pushers"].as_array().unwrap().clone()
 }
 
-async fn letter(who: &Raw, room: &str, transaction: &str) -> String {
+pub async fn letter(who: &Raw, room: &str, transaction: &str) -> String {
     let sent = who.send_sealed(room, transaction).await.fine();
     sent["event_id"].as_str().unwrap().to_owned()
 }
 
-async fn say(who: &Raw, room: &str, transaction: &str, content: Value) -> String {
+pub async fn say(who: &Raw, room: &str, transaction: &str, content: Value) -> String {
     let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{transaction}");
     let sent = who.put(&path, content).await.fine();
     sent["event_id"].as_str().unwrap().to_owned()

@@ -63,6 +63,9 @@ async fn an_upgrade_takes_along_what_people_keep(site: Site) {
         let rule = format!("/_matrix/client/v3/pushrules/global/room/{old}");
         raw.put(&rule, json!({"actions": []})).await.fine();
     }
+    let of_room = json!([{"kind": "event_match", "key": "room_id", "pattern": old}]);
+    let rule = "/_matrix/client/v3/pushrules/global/override/tea";
+    bob.put(rule, json!({"actions": ["notify"], "conditions": of_room})).await.fine();
     let upgrade = room_path(&old, "upgrade");
     bob.post(&upgrade, json!({"new_version": "12"})).await.refused(403, "M_FORBIDDEN");
     alice.post(&upgrade, json!({"new_version": "x"})).await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
@@ -90,6 +93,8 @@ async fn an_upgrade_takes_along_what_people_keep(site: Site) {
         assert_eq!(tags["tags"][tag]["order"], 0.5);
         raw.get(&format!("/_matrix/client/v3/pushrules/global/room/{new}")).await.fine();
     }
+    let rule = bob.get(&format!("/_matrix/client/v3/pushrules/global/override/tea_{new}")).await.fine();
+    assert_eq!(rule["conditions"][0]["pattern"], *new, "{rule}");
 }
 
 /// Where a state entry of the test is.

@@ -4,6 +4,7 @@
 use super::Parts;
 use crate::folds::{Membership, UserRooms};
 use crate::notifier::Follower;
+use crate::thread_subscriptions::changed_room;
 use quick_cache::sync::Cache;
 use ruma::push::Ruleset;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
@@ -67,7 +68,13 @@ impl Parts {
             None => self.notifier.follow(user),
         };
         let same = known.filter(|known| Arc::ptr_eq(&known.rules, &rules) && known.ignored == ignored);
-        let changed = same.as_ref().and_then(|known| follower.rooms_changed(known.upto));
+        let changed = same.as_ref().and_then(|known| {
+            let mut rooms: BTreeSet<OwnedRoomId> = follower.rooms_changed(known.upto)?.into_iter().collect();
+            // Rules ask whether the user follows a thread.
+            let own = self.core.store.tail().range_of_user(user, known.upto, upto)?;
+            rooms.extend(own.iter().filter_map(|row| changed_room(row)));
+            Some(rooms)
+        });
         let (mut unread, stale) = match (same, changed) {
             (Some(known), Some(mut stale)) => {
                 if !Arc::ptr_eq(&known.rooms, &rooms) {

@@ -3,6 +3,7 @@
 use super::lease::Written;
 use super::rules::flattened;
 use super::term::{CURSOR, Term};
+use crate::thread_subscriptions::is_change;
 use ruma::push::{Action, FlattenedJson};
 use ruma::{OwnedUserId, UserId};
 use std::collections::BTreeSet;
@@ -72,6 +73,9 @@ impl Term {
                     let rows = self.parts.core.store.read().await?.pushers_of(user).await?;
                     self.fleet.reload(user, rows);
                 }
+            }
+            Fact::Other if is_change(row) => {
+                marked.extend(named.filter(|user| self.fleet.shows_badge(user)).cloned());
             }
             Fact::Event => {
                 let stored = match (&row.event, row.event_id()) {

@@ -9,7 +9,7 @@ use ruma::power_levels::NotificationPowerLevels;
 use ruma::push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
 use ruma::room_version_rules::RoomPowerLevelsRules;
 use ruma::serde::Raw;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId};
 use std::sync::Arc;
 use waxwing_model::{Event, LogPosition, state_key};
 use waxwing_rooms::PowerLevels;
@@ -104,7 +104,7 @@ impl Rules {
             None => {
                 let member = self.core.store.read().await?.member_load(room, user).await?;
                 let name = member.and_then(|member| member.display_name);
-                Ok(named(user, room, name, facts))
+                Ok(self.named(user, room, name, facts))
             }
         }
     }
@@ -118,7 +118,7 @@ impl Rules {
         upto: LogPosition,
     ) -> StoreResult<RuleContext> {
         let facts = self.facts(room, upto).await?;
-        Ok(named(user, room, name, facts))
+        Ok(self.named(user, room, name, facts))
     }
 
     /// Keeps what rules ask about a room whose row and number of joined members are at hand, as they are at `upto`.
@@ -143,7 +143,18 @@ impl Rules {
             return self.context(user, room, None, upto).await;
         }
         let facts = self.facts(room, upto).await?;
-        Ok(named(user, room, None, facts))
+        Ok(self.named(user, room, None, facts))
+    }
+
+    fn named(&self, user: &UserId, room: &RoomId, name: Option<String>, facts: Arc<Facts>) -> RuleContext {
+        let name = name.unwrap_or_else(|| user.localpart().to_owned());
+        let context = PushConditionRoomCtx::new(room.to_owned(), facts.joined, user.to_owned(), name);
+        let key = Arc::new((self.core.clone(), user.to_owned(), room.to_owned()));
+        let context = context.with_has_thread_subscription_fn(move |root| {
+            let (key, root) = (Arc::clone(&key), root.to_owned());
+            Box::pin(async move { follows(&key.0, &key.1, &key.2, &root).await })
+        });
+        with_facts(context, facts)
     }
 
     /// The room's part of it, from memory while no row says that it changed.
@@ -206,10 +217,16 @@ impl Rules {
     }
 }
 
-fn named(user: &UserId, room: &RoomId, name: Option<String>, facts: Arc<Facts>) -> RuleContext {
-    let name = name.unwrap_or_else(|| user.localpart().to_owned());
-    let context = PushConditionRoomCtx::new(room.to_owned(), facts.joined, user.to_owned(), name);
-    with_facts(context, facts)
+/// Whether the user follows the thread (MSC4306). One that cannot be looked up is not followed.
+async fn follows(core: &Core, user: &UserId, room: &RoomId, root: &EventId) -> bool {
+    let row = async { core.store.read().await?.thread_subscription(user, room, root).await };
+    match row.await {
+        Ok(row) => row.is_some_and(|row| row.subscribed),
+        Err(error) => {
+            tracing::warn!(%error, "a thread's subscription cannot be read");
+            false
+        }
+    }
 }
 
 fn with_facts(mut room: PushConditionRoomCtx, facts: Arc<Facts>) -> RuleContext {

@@ -12,6 +12,7 @@ use super::response::UnreadCount;
 use crate::Core;
 use crate::push::rules::{RuleContext, Rules, flattened};
 use crate::receipts::thread_of;
+use crate::thread_subscriptions::is_change;
 use quick_cache::sync::Cache;
 use ruma::events::StateEventType;
 use ruma::push::Ruleset;
@@ -163,8 +164,11 @@ impl Unread {
             slot
         });
         let mut slot = slot.lock().await;
-        let known =
-            slot.take().filter(|known| Arc::ptr_eq(&known.rules, &rules) && known.ignored == *ignored);
+        let known = slot.take().filter(|known| {
+            Arc::ptr_eq(&known.rules, &rules)
+                && known.ignored == *ignored
+                && self.follows_as_before(user, known.upto, upto)
+        });
         let looked = match known {
             Some(known) => self.advance(user, room, known, upto).await?,
             None => None,
@@ -176,6 +180,15 @@ impl Unread {
         let answer = answer(&looked);
         *slot = Some(looked);
         Ok(answer)
+    }
+
+    /// Whether the user began or ceased to follow no thread in between: rules ask for that.
+    fn follows_as_before(&self, user: &UserId, known: LogPosition, upto: LogPosition) -> bool {
+        if known >= upto {
+            return true;
+        }
+        let rows = self.core.store.tail().range_of_user(user, known, upto);
+        rows.is_some_and(|rows| !rows.iter().any(|row| is_change(row)))
     }
 
     /// Goes on from what is known; `None` when the tail does not reach back to it.
