@@ -7,7 +7,7 @@
 use crate::Core;
 use crate::render::{Shown, Viewer, render};
 use crate::rooms_read::EventFilter;
-use crate::visibility::visible_events;
+use crate::visibility::{ignored_users, visible_events};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,10 +170,12 @@ impl Search {
     ) -> Result<Vec<(f64, Arc<StoredEvent>)>, SearchError> {
         let rooms = self.rooms(viewer, query).await?;
         let ids = self.core.store.read().await?.search(&rooms, words, MAX_MATCHES).await?;
+        let ignored = ignored_users(&self.core, &viewer.user).await?;
         let mut by_room: BTreeMap<OwnedRoomId, Vec<Arc<StoredEvent>>> = BTreeMap::new();
         for stored in self.core.store.events(&ids).await?.into_values() {
             let passes = query.filter.as_ref().is_none_or(|filter| filter.passes(&stored.event));
-            if passes && rank(&stored, &query.keys, words).is_some() {
+            let heard = stored.event.is_state() || !ignored.contains(&stored.event.sender);
+            if passes && heard && rank(&stored, &query.keys, words).is_some() {
                 by_room.entry(stored.event.room_id.clone()).or_default().push(stored);
             }
         }

@@ -4,12 +4,12 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::StoreResult;
 use crate::sql::{CHUNK, list, padded, statements};
-use ruma::{EventId, OwnedEventId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
 use sqlx::AssertSqlSafe;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 statements! {
-    THREADS_OF = "SELECT parent_id, COUNT(*), MAX(sn), COUNT(CASE WHEN sender = $1 THEN 1 END) FROM relations WHERE rel_type = 'm.thread' AND parent_id IN ($list) GROUP BY parent_id";
+    THREADS_OF = "SELECT parent_id, sender, COUNT(*), MAX(sn) FROM relations WHERE rel_type = 'm.thread' AND sn <= $1 AND parent_id IN ($list) GROUP BY parent_id, sender";
     CHILDREN_AT = "SELECT parent_id, child_id FROM relations WHERE rel_type = 'm.thread' AND parent_id = $1 AND sn = $2";
     OF_PARENTS = "SELECT parent_id, child_id, rel_type, kind, sender FROM relations WHERE rel_type IN ('m.replace', 'm.reference') AND parent_id IN ($list) ORDER BY sn LIMIT 5000";
     BACKWARD = "SELECT child_id, sn, rel_type, kind FROM relations WHERE parent_id = $1 AND sn < $2 AND ($3 = '' OR rel_type = $3) AND ($4 = '' OR kind = $4) ORDER BY sn DESC LIMIT $5";
@@ -89,28 +89,43 @@ fn children(found: Vec<ChildColumns>) -> Vec<RelationChild> {
 }
 
 impl Conn {
-    /// The threads that start at these events.
+    /// The threads that start at these events, as far as their events have numbers up to `upto` and are not by one of
+    /// `ignored`.
     pub async fn threads_of(
         &mut self,
         roots: &[OwnedEventId],
         viewer: &UserId,
+        ignored: &BTreeSet<OwnedUserId>,
+        upto: i64,
     ) -> StoreResult<Vec<ThreadRow>> {
-        let mut threads = Vec::new();
+        let mut threads: BTreeMap<OwnedEventId, ThreadRow> = BTreeMap::new();
         for chunk in roots.chunks(CHUNK) {
             let chunk = padded(chunk);
             let text = list(THREADS_OF, 2, chunk.len());
-            let found: Vec<(String, i64, i64, i64)> = on_engine!(self, |c| {
-                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(viewer.as_str());
+            let found: Vec<(String, String, i64, i64)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(upto);
                 for id in &chunk {
                     query = query.bind(id.as_str());
                 }
                 query.fetch_all(c).await
             })?;
-            threads.extend(found.into_iter().filter_map(|(root, count, latest, own)| {
-                Some(ThreadRow { root: root.try_into().ok()?, count, latest, participated: own > 0 })
-            }));
+            for (root, sender, count, latest) in found {
+                let Ok(root) = OwnedEventId::try_from(root) else { continue };
+                if ignored.iter().any(|user| *user == *sender) {
+                    continue;
+                }
+                let thread = threads.entry(root.clone()).or_insert_with(|| ThreadRow {
+                    root,
+                    count: 0,
+                    latest,
+                    participated: false,
+                });
+                thread.count += count;
+                thread.latest = thread.latest.max(latest);
+                thread.participated |= viewer == sender.as_str();
+            }
         }
-        Ok(threads)
+        Ok(threads.into_values().collect())
     }
 
     /// The event of a thread with this number.

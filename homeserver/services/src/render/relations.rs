@@ -3,11 +3,14 @@
 
 use super::{Viewer, bare};
 use crate::Core;
-use ruma::{OwnedEventId, UserId};
-use serde::Serialize;
+use crate::visibility::{LastJoined, ignored_users, last_joined, visible_to};
+use ruma::events::TimelineEventType;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use waxwing_model::Event;
 use waxwing_rooms::client_json::{ClientEvent, Unsigned, age};
 use waxwing_storage::{EditRow, StoreResult, StoredEvent, ThreadRow};
 
@@ -51,7 +54,8 @@ struct OnlyReplace<'a> {
     replace: &'a RawValue,
 }
 
-/// What relates to a set of events.
+/// What relates to a set of events, as far as the viewer sees it.
+#[derive(Default)]
 struct Found {
     threads: Vec<(ThreadRow, Option<OwnedEventId>)>,
     edits: Vec<EditRow>,
@@ -67,8 +71,7 @@ impl Bundles {
         viewer: &Viewer,
         events: &[Arc<StoredEvent>],
     ) -> StoreResult<Bundles> {
-        let ids: Vec<OwnedEventId> = events.iter().map(|stored| stored.event.event_id.clone()).collect();
-        let found = Found::load(core, &viewer.user, &ids).await?;
+        let found = Found::load(core, &viewer.user, events).await?;
         if found.threads.is_empty() && found.edits.is_empty() {
             return Ok(Bundles::default());
         }
@@ -97,12 +100,90 @@ impl Bundles {
     }
 }
 
-impl Found {
-    async fn load(core: &Core, viewer: &UserId, ids: &[OwnedEventId]) -> StoreResult<Found> {
-        let mut conn = core.store.read().await?;
-        let edits = conn.edits_and_references(ids).await?;
+/// What a viewer sees of the rooms that the events are in.
+struct Sight<'a> {
+    core: &'a Core,
+    viewer: &'a UserId,
+    ignored: BTreeSet<OwnedUserId>,
+    last: BTreeMap<OwnedRoomId, LastJoined>,
+}
+
+impl Sight<'_> {
+    async fn of<'a>(
+        core: &'a Core,
+        viewer: &'a UserId,
+        events: &[Arc<StoredEvent>],
+    ) -> StoreResult<Sight<'a>> {
+        let rooms: BTreeSet<&RoomId> = events.iter().map(|stored| &*stored.event.room_id).collect();
+        let mut last = BTreeMap::new();
+        for room in rooms {
+            last.insert(room.to_owned(), last_joined(core, viewer, room).await?);
+        }
+        let mut ignored = ignored_users(core, viewer).await?;
+        ignored.remove(viewer);
+        Ok(Sight { core, viewer, ignored, last })
+    }
+
+    fn last(&self, room: &RoomId) -> LastJoined {
+        self.last.get(room).copied().unwrap_or(LastJoined::Never)
+    }
+
+    fn all_joined(&self) -> bool {
+        self.last.values().all(|last| *last == LastJoined::Now)
+    }
+
+    /// The threads that start at `roots`. Of a room that the viewer has left, only what was there by then.
+    async fn threads(&self, roots: &[&Arc<StoredEvent>]) -> StoreResult<Vec<ThreadRow>> {
+        let mut by_end: BTreeMap<i64, Vec<OwnedEventId>> = BTreeMap::new();
+        for root in roots {
+            let end = match self.last(&root.event.room_id) {
+                LastJoined::Until(end) => end,
+                LastJoined::Now | LastJoined::Never => i64::MAX,
+            };
+            by_end.entry(end).or_default().push(root.event.event_id.clone());
+        }
         let mut threads = Vec::new();
-        for thread in conn.threads_of(ids, viewer).await? {
+        let mut conn = self.core.store.read().await?;
+        for (end, roots) in by_end {
+            threads.extend(conn.threads_of(&roots, self.viewer, &self.ignored, end).await?);
+        }
+        Ok(threads)
+    }
+
+    /// Those of these events that the viewer may see and does not ignore.
+    async fn seen(&self, ids: Vec<OwnedEventId>) -> StoreResult<HashMap<OwnedEventId, Arc<StoredEvent>>> {
+        let loaded = self.core.store.events(&ids).await?;
+        let mut by_room: BTreeMap<OwnedRoomId, Vec<Arc<StoredEvent>>> = BTreeMap::new();
+        for stored in loaded.into_values().filter(|stored| !self.ignored.contains(&stored.event.sender)) {
+            by_room.entry(stored.event.room_id.clone()).or_default().push(stored);
+        }
+        let mut seen = HashMap::new();
+        for (room, events) in by_room {
+            let visible = visible_to(self.core, self.viewer, self.last(&room), events).await?;
+            seen.extend(visible.into_iter().map(|stored| (stored.event.event_id.clone(), stored)));
+        }
+        Ok(seen)
+    }
+}
+
+impl Found {
+    async fn load(core: &Core, viewer: &UserId, all: &[Arc<StoredEvent>]) -> StoreResult<Found> {
+        let ids: Vec<OwnedEventId> = all.iter().map(|stored| stored.event.event_id.clone()).collect();
+        let (mut edits, rooted) = {
+            let mut conn = core.store.read().await?;
+            let rooted = conn.threads_of(&ids, viewer, &BTreeSet::new(), i64::MAX).await?;
+            (conn.edits_and_references(&ids).await?, rooted)
+        };
+        if edits.is_empty() && rooted.is_empty() {
+            return Ok(Found::default());
+        }
+        let sight = Sight::of(core, viewer, all).await?;
+        let rooted: BTreeSet<OwnedEventId> = rooted.into_iter().map(|thread| thread.root).collect();
+        let roots: Vec<_> = all.iter().filter(|stored| rooted.contains(&stored.event.event_id)).collect();
+        let found = if roots.is_empty() { Vec::new() } else { sight.threads(&roots).await? };
+        let mut threads = Vec::with_capacity(found.len());
+        let mut conn = core.store.read().await?;
+        for thread in found {
             let latest = conn.thread_event_at(&thread.root, thread.latest).await?;
             threads.push((thread, latest));
         }
@@ -110,15 +191,19 @@ impl Found {
         let edits_of_latest =
             if latest.is_empty() { Vec::new() } else { conn.edits_and_references(&latest).await? };
         drop(conn);
+        let everything = !sight.all_joined();
         let wanted: HashSet<OwnedEventId> = edits
             .iter()
             .chain(&edits_of_latest)
-            .filter(|edit| edit.rel_type == "m.replace")
+            .filter(|edit| edit.rel_type == "m.replace" || everything)
             .map(|edit| edit.child.clone())
             .chain(latest)
             .collect();
-        let wanted: Vec<OwnedEventId> = wanted.into_iter().collect();
-        let events = core.store.events(&wanted).await?;
+        let events = sight.seen(wanted.into_iter().collect()).await?;
+        edits.retain(|edit| {
+            !sight.ignored.iter().any(|user| *user == *edit.sender)
+                && (!everything || events.contains_key(&edit.child))
+        });
         Ok(Found { threads, edits, edits_of_latest, events })
     }
 
@@ -176,7 +261,18 @@ fn replacement<'a>(
                 && edit.event.kind == of.event.kind
                 && edit.event.room_id == of.event.room_id
                 && edit.event.state_key.is_none()
+                && has_new_content(&edit.event)
         })
         .max_by_key(|edit| (edit.event.origin_server_ts, edit.event.event_id.clone()))
         .map(|edit| &**edit)
+}
+
+/// Whether an edit says what it makes of the event; what is encrypted says so inside.
+fn has_new_content(edit: &Event) -> bool {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.new_content")]
+        _new: serde_json::Map<String, serde_json::Value>,
+    }
+    edit.kind == TimelineEventType::RoomEncrypted || edit.content_as::<Content>().is_ok()
 }

@@ -2,12 +2,13 @@
 
 use super::{PageToken, ReadError, RoomReader};
 use crate::render::{Shown, Viewer, render};
-use crate::visibility::visible_to;
+use crate::visibility::{ignored_users, visible_to};
 use ruma::{EventId, OwnedEventId, RoomId};
 use serde_json::value::RawValue;
 use std::collections::HashSet;
 use std::sync::Arc;
-use waxwing_storage::{RelationChild, RelationQuery, StoreResult, StoredEvent};
+use waxwing_rooms::redact::redact_event;
+use waxwing_storage::{RelationChild, RelationQuery, StoreError, StoreResult, StoredEvent};
 
 /// Events of one page at most.
 const MAX_LIMIT: usize = 100;
@@ -159,6 +160,16 @@ impl RoomReader {
         Ok(all)
     }
 
+    /// An event as if it had been redacted: so the root of a thread is shown to those who ignore its sender.
+    /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1roomsroomidthreads>
+    async fn without_words(&self, stored: &StoredEvent) -> Result<Arc<StoredEvent>, ReadError> {
+        let row = self.core.store.read().await?.room_load(&stored.event.room_id).await?;
+        let version = row.ok_or(ReadError::Forbidden)?.version;
+        let redacted = redact_event(&stored.event, &version, None)
+            .map_err(|error| StoreError::corrupt("events", stored.event.event_id.to_string(), error))?;
+        Ok(Arc::new(StoredEvent { event: Arc::new(redacted), ..stored.clone() }))
+    }
+
     /// The roots of a room's threads, those with the newest event first.
     ///
     /// # Errors
@@ -173,6 +184,7 @@ impl RoomReader {
         let from = query.from.as_deref().map(PageToken::parse).transpose()?;
         let mut before = from.map_or(i64::MAX, |from| from.0.saturating_add(1));
         let limit = page_size(query.limit);
+        let ignored = ignored_users(&self.core, &viewer.user).await?;
         let mut found: Vec<Arc<StoredEvent>> = Vec::new();
         let mut more = true;
         for _ in 0..MAX_ROUNDS {
@@ -186,7 +198,10 @@ impl RoomReader {
                 let events = self.events_in_order(std::slice::from_ref(&row.root)).await?;
                 let events = visible_to(&self.core, &viewer.user, seat.last, events).await?;
                 let own = |stored: &StoredEvent| row.participated || stored.event.sender == viewer.user;
-                found.extend(events.into_iter().filter(|stored| !query.participated || own(stored)));
+                for stored in events.into_iter().filter(|stored| !query.participated || own(stored)) {
+                    let hidden = stored.event.sender != viewer.user && ignored.contains(&stored.event.sender);
+                    found.push(if hidden { self.without_words(&stored).await? } else { stored });
+                }
                 if found.len() == limit {
                     more |= rows.last().is_some_and(|last| last.root != row.root);
                     break;
