@@ -1,6 +1,6 @@
 //! Two organisations: servers of different names that exchange sealed letters.
 
-use crate::http::{Answer, careless};
+use crate::http::{Answer, Raw, careless};
 use crate::letters::compare;
 use crate::node::Node;
 use crate::site::{PASSWORD, PATIENCE, register_at, room_of_two};
@@ -8,6 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use serde_json::json;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use waxwing_client::{Channel, Client};
 
@@ -118,6 +119,51 @@ async fn letters_wait_for_a_server_that_was_down() {
         bob.wait_for_text(&room, &format!("letter {number}"), PATIENCE * 2).await.unwrap();
     }
     alice.wait_for_text(&room, "I am back", PATIENCE).await.unwrap();
+}
+
+/// Two servers go on without each other; what one of them set meanwhile holds on both afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forks_are_joined_with_what_either_set() {
+    let mut federation = Federation::start().await;
+    let alice = Raw::register(&federation.nodes[0].client_url(), "alice").await;
+    let bob = Raw::register(&federation.nodes[1].client_url(), "bob").await;
+    let room = bob.create_room(json!({ "preset": "public_chat" })).await;
+    let path = |rest: &str| format!("/_matrix/client/v3/rooms/{room}/{rest}");
+    alice.post(&format!("/_matrix/client/v3/join/{room}?via={}", NAMES[1]), json!({})).await.fine();
+    alice.send_sealed(&room, "one").await.fine();
+    let began = Instant::now();
+    while !bob.get(&path("messages?dir=b&limit=1")).await.fine().to_string().contains("m.room.encrypted") {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    federation.nodes[1].stop().await;
+    for transaction in ["two", "three"] {
+        alice.send_sealed(&room, transaction).await.fine();
+    }
+    federation.nodes[0].stop().await;
+    federation.nodes[1].start().await;
+    bob.put(&path("state/m.room.name/"), json!({ "name": "Fork" })).await.fine();
+    federation.nodes[0].start().await;
+    // A word in another room tells beta that alpha is back.
+    alice.create_room(json!({ "preset": "private_chat", "invite": [&bob.user] })).await;
+    let began = Instant::now();
+    while alice.get(&path("state/m.room.name/")).await.body["name"] != "Fork" {
+        let page = alice.get(&path("messages?dir=b&limit=5")).await.body;
+        assert!(began.elapsed() < PATIENCE * 2, "the name does not arrive: {page}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    alice.send_sealed(&room, "four").await.fine();
+    let name = alice.get(&path("state/m.room.name/")).await.fine();
+    assert_eq!(name["name"], "Fork");
+    // What came late is part of what was before.
+    let filter = "%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:2%7D%7D%7D";
+    let synced = alice.get(&format!("/_matrix/client/v3/sync?filter={filter}")).await.fine();
+    let entry = &synced["rooms"]["join"][&room];
+    let state = entry["state"]["events"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["content"]["name"] == "Fork"), "{entry}");
+    let from = entry["timeline"]["prev_batch"].as_str().unwrap();
+    let page = alice.get(&path(&format!("messages?dir=b&limit=3&from={from}"))).await.fine();
+    assert!(page["chunk"].to_string().contains("Fork"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,6 +167,33 @@ async fn to_device(alice: &Raw, bob: &Raw) {
     assert_eq!(gone["extensions"]["to_device"]["events"], json!([]), "what was acknowledged is gone");
     connection.body = encryption(Some("x"));
     connection.send(0).await.refused(400, "M_INVALID_PARAM");
+    connection.body = encryption(acknowledged["extensions"]["to_device"]["next_batch"].as_str());
+    steps(alice, bob, connection).await;
+}
+
+/// What may be a step of a verification in a chat of two brings the connection for keys back, though it has no news.
+async fn steps(alice: &Raw, bob: &Raw, mut connection: Connection<'_>) {
+    let room = bob.create_room(json!({"preset": "private_chat", "invite": [&alice.user]})).await;
+    alice.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
+    // The other's devices are news.
+    connection.ask(0).await;
+    let began = Instant::now();
+    let waiting = connection.ask(30_000);
+    let saying = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        bob.send_sealed(&room, "step").await.fine();
+    };
+    let (answer, ()) = tokio::join!(waiting, saying);
+    assert!(answer["extensions"]["e2ee"].get("device_lists").is_none(), "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(20), "it came back after {:?}", began.elapsed());
+    let began = Instant::now();
+    let waiting = connection.ask(3_000);
+    let saying = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        alice.send_sealed(&room, "own").await.fine();
+    };
+    tokio::join!(waiting, saying);
+    assert!(began.elapsed() >= Duration::from_secs(3), "what one says oneself is no step of another's");
 }
 
 async fn positions_survive_a_restart_and_are_nobody_elses(mut site: Site) {

@@ -22,6 +22,7 @@ const VERSIONS: &[&str] = &[
 
 /// Features beyond these versions, or from before them, that clients look for. Only what exists here.
 const FEATURES: &[&str] = &[
+    "com.beeper.msc4169",
     "fi.mau.msc2659.stable",
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc2285.stable",

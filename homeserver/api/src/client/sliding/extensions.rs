@@ -139,10 +139,7 @@ pub(super) struct ExtensionsAnswer {
     receipts: Option<RoomsAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     typing: Option<RoomsAnswer>,
-    #[serde(
-        rename = "io.element.msc4308.thread_subscriptions",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "io.element.msc4308.thread_subscriptions", skip_serializing_if = "Option::is_none")]
     thread_subscriptions: Option<Map<String, Value>>,
     #[serde(rename = "org.matrix.msc4354.sticky_events", skip_serializing_if = "Option::is_none")]
     sticky_events: Option<StickyAnswer>,

@@ -9,9 +9,14 @@ use super::request::{Extensions, Reach, ToDeviceRule};
 use super::slide::{Base, Slide, Told};
 use crate::thread_subscriptions::{SubscriptionPage, changes, is_change};
 use ruma::OwnedRoomId;
+use ruma::events::TimelineEventType;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
+use waxwing_model::Event;
 use waxwing_storage::{Fact, ReceiptRow, StoreResult};
+
+/// People verify each other in direct chats; this leaves room for a bot or two.
+const FEW_MEMBERS: u64 = 4;
 
 /// An extension that an answer had.
 #[derive(Clone, Copy)]
@@ -84,6 +89,30 @@ impl Slide<'_> {
         let Some(device) = &self.request.viewer.device else { return Ok(None) };
         let (messages, upto) = self.build.to_device(device, rule.since, rule.limit).await?;
         Ok(Some((messages, upto.to_string())))
+    }
+
+    /// Whether the connection is one for keys alone, and something was said in a room of few that may be a step of a
+    /// verification. Clients on matrix-sdk answer such a step when this connection comes back, and at no other time:
+    /// left alone they would take half a minute for each.
+    pub(super) async fn may_have_steps(&self) -> StoreResult<bool> {
+        let request = self.request;
+        if !request.extensions.e2ee || !request.lists.is_empty() || !request.subscriptions.is_empty() {
+            return Ok(false);
+        }
+        let is_step = |event: &Event| {
+            let kind = event.kind.to_string();
+            event.sender != self.build.user()
+                && (event.kind == TimelineEventType::RoomEncrypted || kind.starts_with("m.key.verification."))
+        };
+        for (room, rows) in &self.window.rooms {
+            let mut events = rows.rows().iter().filter_map(|row| row.event.as_ref());
+            if events.any(|stored| is_step(&stored.event))
+                && self.build.member_counts(room).await?.joined <= FEW_MEMBERS
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn keys(&self) -> StoreResult<Option<KeyNews>> {

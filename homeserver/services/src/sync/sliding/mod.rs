@@ -43,6 +43,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use waxwing_storage::{SlidingKey, StoreError};
 
+/// After something that may be a step of a verification, a connection for keys alone is answered so late: by then the
+/// client has had the step on its other connection.
+const STEP_PAUSE: Duration = Duration::from_millis(700);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SlidingError {
@@ -74,7 +78,7 @@ impl Sync {
             None => Arc::default(),
             Some(pos) => self.states.load(&self.core, &key, pos).await?,
         };
-        let deadline =
+        let mut deadline =
             started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
         let follower = self.notifier.follow(&request.viewer.user);
         match &pos {
@@ -93,6 +97,9 @@ impl Sync {
             let build = Build::new(self, &v3, &follower).await?;
             let parts = pos.as_ref().map_or(0, |pos| pos.parts);
             let slide = Slide::new(&build, request, Arc::clone(&state), parts).await?;
+            if slide.may_have_steps().await? {
+                deadline = deadline.min(Instant::now() + STEP_PAUSE);
+            }
             let (mut answer, draft) = slide.run().await?;
             let late = deadline <= Instant::now() || self.stop.is_cancelled();
             if pos.is_none() || late || !answer.is_empty() {

@@ -42,7 +42,8 @@ impl Slide<'_> {
             return Ok(nothing);
         }
         let ids: Vec<OwnedEventId> = ids.into_iter().collect();
-        let mut events: Vec<Arc<StoredEvent>> = build.core().store.events(&ids).await?.into_values().collect();
+        let mut events: Vec<Arc<StoredEvent>> =
+            build.core().store.events(&ids).await?.into_values().collect();
         events.retain(|stored| {
             stored.redacted_by.is_none() && stored.sn <= upto && !build.is_ignored(&stored.event)
         });
