@@ -161,6 +161,7 @@ else
     part "matrix-nio" clients nio
     part "matrix-js-sdk in Node" clients js
     part "matrix-js-sdk in a browser" clients browser
+    part "matrix-sdk as Element X uses it" clients sdk
     part "application service on mautrix-python" clients mautrix
     part "Synapse" interop
     part "demo" demo

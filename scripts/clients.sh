@@ -9,6 +9,7 @@
 #   nio       matrix-nio (Python) with libolm, and its newer release with vodozemac
 #   js        matrix-js-sdk with its Rust crypto, in Node
 #   browser   matrix-js-sdk with its Rust crypto and IndexedDB, on a page in Chromium
+#   sdk       matrix-sdk (Rust) over sliding sync as Element X uses it: sync service, list of rooms, send queue
 #
 # Each has a folder in homeserver/tests/clients and a function client_NAME here. What is missing on a Debian 12 with
 # Rust, Go and Node is installed: Debian's packages as root, the clients from their package registries, below
@@ -18,10 +19,10 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 readonly folder=$root/homeserver/tests/clients
 readonly cache=${XDG_CACHE_HOME:-$HOME/.cache}/waxwing/clients
-readonly all=(mautrix nio js browser)
+readonly all=(mautrix nio js browser sdk)
 
 usage() {
-    sed -n '2,16s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
@@ -92,6 +93,12 @@ client_browser() {
     debian chromium:chromium
     node_packages "$folder/js"
     scenario node "$folder/js/browser.mjs"
+}
+
+client_sdk() {
+    debian cc:gcc
+    CARGO_TARGET_DIR=$cache/sdk cargo build --quiet --locked --manifest-path "$folder/sdk/Cargo.toml"
+    WAXWING_TEST_RESTART=$root/scripts/with-server.sh scenario "$cache/sdk/debug/waxwing-test-sdk"
 }
 
 database=()
