@@ -326,6 +326,7 @@ async fn a_message_is_told_from_memory_alone() {
         account_data: Some(all.clone()),
         typing: Some(all.clone()),
         receipts: Some(all),
+        ..Extensions::default()
     };
     bob.ask().await;
     let mut v3 =
