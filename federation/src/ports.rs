@@ -10,12 +10,13 @@ use ruma::api::federation::transactions::edu::{
     TypingContent,
 };
 use ruma::{
-    OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId, RoomVersionId,
-    ServerName,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId,
+    RoomVersionId, ServerName,
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use waxwing_model::{Event, StateKey};
 
 /// The root of an immutable state tree.
@@ -118,9 +119,9 @@ pub struct Received {
     /// The root of the current state against which the soft-fail check was made. When the room has moved on since,
     /// [`Timeline::persist`] answers [`Persisted::Raced`].
     pub current_state: Option<StateRoot>,
-    /// A gap was crossed: some of its `prev_events` are not part of our graph, and its state came from another server.
-    /// The event is a backward extremity.
-    pub after_gap: bool,
+    /// A gap was crossed: some of its `prev_events` are not part of our graph. The states after those, as another server
+    /// told them; `state_before` is worked out from them.
+    pub fetched: Vec<StateRoot>,
     /// It was fetched as history (backfill): it is older than what we have, becomes no forward extremity, changes no
     /// current state, and is nothing new to anybody. The number, from [`Timeline::history_reserve`], is its place.
     pub history: Option<i64>,
@@ -160,6 +161,12 @@ pub trait Timeline: Send + Sync {
     /// The version of a room that this server takes part in (or has been invited to and knows the create event of);
     /// `None` for every other room: its PDUs are refused.
     async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>>;
+
+    /// Whether the room's state lacks members, which are being fetched. Events are then judged with the help of the
+    /// members that they name as authorising them; the verdicts are looked at again when all members are here.
+    async fn is_partial(&self, _room: &RoomId) -> PortResult<bool> {
+        Ok(false)
+    }
 
     /// Flags of those of `ids` that are known.
     async fn events_flags(
@@ -283,6 +290,37 @@ pub trait Replays: Send + Sync {
     async fn answer_load(&self, key: &ReplayKey) -> PortResult<Option<String>>;
     /// Keeps the answer, in the place of an older transaction's with the same origin and id.
     async fn answer_keep(&self, key: &ReplayKey, answer: &str) -> PortResult<()>;
+}
+
+// ------------------------------------------------------------------------------------------------------ staging
+
+/// A received event that is still to be taken in.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The event.
+    pub event_id: OwnedEventId,
+    /// The server that sent it.
+    pub origin: OwnedServerName,
+    /// As it came.
+    pub json: Box<RawValue>,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+}
+
+/// Keeps received events that are still to be taken in, room by room.
+#[async_trait]
+pub trait Staging: Send + Sync {
+    /// Keeps events for a turn after `wait`; those that are kept already stay as they are. A room's are bounded: what is
+    /// too much is dropped, which costs a gap later.
+    async fn staged_put(&self, room: &RoomId, events: Vec<Staged>, wait: Duration) -> PortResult<()>;
+    /// Rooms of which some are to have a turn, at most `limit`. One node at a time gets any.
+    async fn staged_rooms(&self, limit: usize) -> PortResult<Vec<OwnedRoomId>>;
+    /// Those of a room that are to have a turn, in the order in which they came, at most `limit`.
+    async fn staged_load(&self, room: &RoomId, limit: usize) -> PortResult<Vec<Staged>>;
+    /// These are done with.
+    async fn staged_remove(&self, room: &RoomId, events: &[OwnedEventId]) -> PortResult<()>;
+    /// These were tried in vain, and have another turn after `wait`.
+    async fn staged_later(&self, room: &RoomId, events: &[OwnedEventId], wait: Duration) -> PortResult<()>;
 }
 
 // --------------------------------------------------------------------------------------------------- outbound

@@ -72,10 +72,10 @@ impl RoomWork<'_> {
             }
         }
         // The state first: at a gap it is asked for with its auth chain, which usually brings the auth events too.
-        let state_before = self.state_before(&event, &missing).await?;
+        let (state_before, fetched) = self.state_before(&event, &missing).await?;
         self.fetch_missing_auth(&event).await?;
         let rejected = self.authorise(&event, state_before).await?;
-        self.persist(event, state_before, rejected, source, !missing.is_empty()).await
+        self.persist(event, state_before, rejected, source, fetched).await
     }
 
     /// Whether the event is the room's create event, which is known from the state already, and comes as history.

@@ -12,6 +12,10 @@ use crate::ports::{PortResult, StateRoot};
 const FEW: usize = 10;
 /// Beyond this share (one in so many) of missing events the whole state is fetched in one request.
 const SHARE: usize = 2;
+/// Events of a state that may stay missing, beside one in [`LOST_SHARE`].
+const MOST_LOST: usize = 5;
+/// See [`MOST_LOST`].
+const LOST_SHARE: usize = 50;
 
 impl RoomWork<'_> {
     /// The state after an event that we do not have, as the origin tells it. Everything in it is verified and
@@ -25,9 +29,13 @@ impl RoomWork<'_> {
         })?;
         metrics::counter!("waxwing_federation_states_fetched_total").increment(1);
         self.fetch_contents(&ids, event).await?;
+        let known = self.load(&ids.state).await?;
+        // A few events are lost for everyone, because their signatures cannot be verified any more.
+        if known.len() + MOST_LOST + ids.state.len() / LOST_SHARE < ids.state.len() {
+            return Err(Trouble::dropped("much of the state could not be fetched"));
+        }
 
         let mut entries: BTreeMap<StateKey, OwnedEventId> = BTreeMap::new();
-        let known = self.load(&ids.state).await?;
         for id in &ids.state {
             if let Some(known) = known.get(id)
                 && !known.flags.rejected
@@ -58,7 +66,8 @@ impl RoomWork<'_> {
                 Ok(state) => {
                     let both = state.state.into_iter().chain(state.auth_chain).collect();
                     events = self.parse_and_verify(both, Source::Pulled).await?;
-                    missing.retain(|id| !events.iter().any(|event| event.event_id == *id));
+                    let here: BTreeSet<&OwnedEventId> = events.iter().map(|event| &event.event_id).collect();
+                    missing.retain(|id| !here.contains(id));
                 }
                 Err(error) => {
                     tracing::info!(room = %self.room, origin = %self.origin, %error, "no whole state");

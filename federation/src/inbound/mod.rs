@@ -15,6 +15,7 @@ mod locks;
 mod outside;
 pub(crate) mod parse;
 mod persist;
+mod staged;
 mod state_before;
 mod transaction;
 pub(crate) mod verify;
@@ -28,10 +29,12 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::keys::KeyRing;
-use crate::ports::{EduSink, PortError, ReplayKey, Replays, Timeline};
+use crate::ports::{EduSink, PortError, ReplayKey, Replays, Staging, StateRoot, Timeline};
 use event::{RoomWork, Source};
 use locks::RoomLocks;
 
+/// What an event may follow: <https://spec.matrix.org/v1.19/server-server-api/#pdus>.
+const MAX_PREV_EVENTS: usize = 20;
 /// Events of an auth chain that are looked at.
 const MAX_AUTH_CHAIN: usize = 10_000;
 /// Answers to transactions kept in memory for repetitions, beside those in the database: a sender repeats within
@@ -80,6 +83,8 @@ pub struct InboundParts {
     pub edus: Arc<dyn EduSink>,
     /// Keeps answers for repetitions.
     pub replays: Arc<dyn Replays>,
+    /// Keeps events that are still to be taken in.
+    pub staging: Arc<dyn Staging>,
 }
 
 pub(crate) struct Context {
@@ -89,6 +94,7 @@ pub(crate) struct Context {
     edus: Arc<dyn EduSink>,
     rooms: RoomLocks,
     kept: Arc<dyn Replays>,
+    staging: Arc<dyn Staging>,
     replays: Cache<ReplayKey, Arc<TransactionResult>>,
 }
 
@@ -102,9 +108,9 @@ impl Inbound {
     /// Puts the parts together.
     pub fn new(parts: InboundParts) -> Inbound {
         let replays = Cache::builder().max_capacity(REPLAYS).time_to_live(REPLAY_TTL).build();
-        let InboundParts { client, ring, timeline, edus, replays: kept } = parts;
+        let InboundParts { client, ring, timeline, edus, replays: kept, staging } = parts;
         let rooms = RoomLocks::default();
-        Inbound { context: Arc::new(Context { client, ring, timeline, edus, rooms, kept, replays }) }
+        Inbound { context: Arc::new(Context { client, ring, timeline, edus, rooms, kept, staging, replays }) }
     }
 
     /// Receives one event of a room outside a transaction, as the endpoints for joins, leaves, knocks and invites to a
@@ -182,6 +188,29 @@ impl Inbound {
         let verified = work.parse_and_verify(all, Source::Pulled).await?;
         work.store_outliers(verified).await?;
         Ok(ids)
+    }
+
+    /// The state before an event that the room was joined with, as `origin` tells it: the states after its
+    /// `prev_events`, resolved into one. What is fetched is stored; the room's lock is not taken, since a large state
+    /// takes minutes and events keep coming.
+    ///
+    /// # Errors
+    /// What went wrong, for the log: another server may know better.
+    pub async fn state_before_join(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        prev_events: &[OwnedEventId],
+    ) -> Result<StateRoot, String> {
+        let context = &*self.context;
+        let version = context.timeline.room_version(room).await.map_err(|error| error.to_string())?;
+        let version = version.ok_or_else(|| "unknown room".to_owned())?;
+        let work = RoomWork { context, origin, room, version: &version };
+        let mut fetched = Vec::new();
+        for id in prev_events.iter().take(MAX_PREV_EVENTS) {
+            fetched.push(work.fetch_state_after(id).await.map_err(|trouble| trouble.to_string())?);
+        }
+        context.timeline.state_join(room, &[], &fetched).await.map_err(|error| error.to_string())
     }
 
     /// Fetches history before `from` (backward extremities) from the first of `servers` that has some. Gives how many

@@ -29,7 +29,7 @@ impl Context {
         &self,
         room: &RoomId,
         version: &RoomVersionId,
-        pdus: Vec<Box<RawValue>>,
+        pdus: &[Box<RawValue>],
         results: &mut Vec<(OwnedEventId, Result<(), String>)>,
     ) -> PortResult<()> {
         let parsed = pdus

@@ -17,7 +17,7 @@ impl RoomWork<'_> {
         state_before: StateRoot,
         rejected: Option<String>,
         source: Source,
-        after_gap: bool,
+        fetched: Vec<StateRoot>,
     ) -> Result<(), Trouble> {
         for _ in 0..MAX_RACES {
             let current_state = self.context.timeline.state_current(self.room).await?;
@@ -36,7 +36,7 @@ impl RoomWork<'_> {
                 state_before,
                 verdict,
                 current_state,
-                after_gap,
+                fetched: fetched.clone(),
                 history: source.history(),
             };
             if self.context.timeline.persist(received).await? == Persisted::Stored {

@@ -9,16 +9,18 @@ use crate::ports::StateRoot;
 const MAX_GAPS: usize = 5;
 
 impl RoomWork<'_> {
-    /// The state before `event`. `missing` are those of its `prev_events` that are not part of our graph.
+    /// The state before `event`, and the states fetched to find it. `missing` are those of its `prev_events` that are
+    /// not part of our graph.
     pub(super) async fn state_before(
         &self,
         event: &Event,
         missing: &[OwnedEventId],
-    ) -> Result<StateRoot, Trouble> {
+    ) -> Result<(StateRoot, Vec<StateRoot>), Trouble> {
         let timeline = &self.context.timeline;
         if missing.is_empty() {
             let root = timeline.state_before(self.room, &event.prev_events).await?;
-            return root.ok_or_else(|| Trouble::dropped("no state is known at prev_events"));
+            let root = root.ok_or_else(|| Trouble::dropped("no state is known at prev_events"))?;
+            return Ok((root, Vec::new()));
         }
         if missing.len() > MAX_GAPS {
             return Err(Trouble::dropped("too many prev_events are unknown"));
@@ -29,6 +31,7 @@ impl RoomWork<'_> {
         }
         let known: Vec<OwnedEventId> =
             event.prev_events.iter().filter(|id| !missing.contains(id)).cloned().collect();
-        Ok(timeline.state_join(self.room, &known, &fetched).await?)
+        let root = timeline.state_join(self.room, &known, &fetched).await?;
+        Ok((root, fetched))
     }
 }

@@ -4,11 +4,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::edu::EduIntake;
 use super::event::{RoomWork, Source};
+use super::staged::{BUSY_WAIT, FIRST_WAIT};
 use super::{Inbound, Trouble, parse, verify};
 use crate::ports::{PortError, ReplayKey};
 
@@ -16,9 +18,9 @@ use crate::ports::{PortError, ReplayKey};
 const MAX_PDUS: usize = 50;
 /// The same for ephemeral data.
 const MAX_EDUS: usize = 100;
-/// The answer comes at the latest after this, and events that are still being worked on (a gap, a large state) are
-/// answered for as received. A sender that gets no answer in a minute or so takes us for dead.
-const ANSWER_AFTER: Duration = Duration::from_secs(40);
+/// The answer comes at the latest after this: events that are still being worked on then (a gap, a large state) are put
+/// aside, so that no crash loses them, and answered for as received. A sender sends nothing else while it waits.
+const ANSWER_AFTER: Duration = Duration::from_secs(15);
 
 /// Bytes of a transaction's id. Other servers' have 20 or so.
 pub const MAX_TXN_ID: usize = 255;
@@ -109,6 +111,23 @@ impl Transaction {
 
 type RoomResult = Vec<(OwnedEventId, Result<(), String>)>;
 
+/// What became of the events of one room.
+#[derive(Default)]
+pub(super) struct RoomOutcome {
+    results: RoomResult,
+    /// Those that follow what could not be had.
+    pub(super) stranded: Vec<OwnedEventId>,
+}
+
+/// The events of one room of a transaction, and the task that takes them in.
+struct RoomTask {
+    room: OwnedRoomId,
+    events: Arc<Vec<Box<RawValue>>>,
+    /// They were put aside while the task goes on.
+    aside: Arc<AtomicBool>,
+    task: JoinHandle<RoomOutcome>,
+}
+
 impl Inbound {
     /// `PUT /send/{txnId}` of an authenticated server. Idempotent. The work goes on when the caller goes away.
     pub async fn transaction(
@@ -179,13 +198,8 @@ impl Inbound {
         if rooms.iter().any(|(room, _)| !self.context.rooms.has_room(room)) {
             return Err(TransactionError::Busy);
         }
-        let work: Vec<JoinHandle<RoomResult>> = rooms
-            .into_iter()
-            .map(|(room, pdus)| {
-                let (this, origin) = (self.clone(), origin.clone());
-                tokio::spawn(async move { this.receive_in_room(&origin, &room, pdus).await })
-            })
-            .collect();
+        let tasks: Vec<RoomTask> =
+            rooms.into_iter().map(|(room, events)| self.begin_room(&origin, room, events)).collect();
         let deadline = tokio::time::Instant::now() + ANSWER_AFTER;
         let mut intake = EduIntake::new(&self.context, &origin);
         let mut lost = false;
@@ -196,44 +210,97 @@ impl Inbound {
             }
         }
         let mut result = TransactionResult::default();
-        for room in work {
-            // Dropping the handle of what takes longer leaves it running.
-            if let Ok(Ok(events)) = tokio::time::timeout_at(deadline, room).await {
-                result.pdus.extend(events);
+        for mut room in tasks {
+            match tokio::time::timeout_at(deadline, &mut room.task).await {
+                Ok(Ok(outcome)) => {
+                    lost |= self.keep_stranded(&origin, &room, &outcome.stranded).await.is_err();
+                    result.pdus.extend(outcome.results);
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(room = %room.room, %error, "receiving events failed");
+                    lost = true;
+                }
+                // Dropping the handle leaves the task running.
+                Err(_) => lost |= self.keep_late(&origin, &room).await.is_err(),
             }
         }
         // The sender repeats the transaction; the events are known by then.
         if lost { Err(TransactionError::Internal) } else { Ok(Arc::new(result)) }
     }
 
+    /// Takes in the events of one room, beside the others.
+    fn begin_room(&self, origin: &ServerName, room: OwnedRoomId, events: Vec<Box<RawValue>>) -> RoomTask {
+        let (events, aside) = (Arc::new(events), Arc::new(AtomicBool::new(false)));
+        let (this, origin) = (self.clone(), origin.to_owned());
+        let task = tokio::spawn({
+            let (room, events, aside) = (room.clone(), Arc::clone(&events), Arc::clone(&aside));
+            async move {
+                let outcome = this.receive_in_room(&origin, &room, &events).await;
+                if aside.load(Ordering::SeqCst) {
+                    // Those that are stranded keep their rows.
+                    let done = outcome.results.iter().map(|(id, _)| id);
+                    let done: Vec<_> = done.filter(|id| !outcome.stranded.contains(id)).cloned().collect();
+                    if let Err(error) = this.context.staging.staged_remove(&room, &done).await {
+                        tracing::warn!(%room, %error, "events that are taken in stay put aside");
+                    }
+                }
+                outcome
+            }
+        });
+        RoomTask { room, events, aside, task }
+    }
+
+    /// What could not be taken in because of a gap is tried again later.
+    async fn keep_stranded(
+        &self,
+        origin: &ServerName,
+        room: &RoomTask,
+        stranded: &[OwnedEventId],
+    ) -> Result<(), PortError> {
+        if stranded.is_empty() {
+            return Ok(());
+        }
+        let kept = self.put_aside(origin, &room.room, &room.events, Some(stranded), FIRST_WAIT).await;
+        kept.map(drop).inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
+    }
+
+    /// What takes longer than the sender waits is kept until it is done.
+    async fn keep_late(&self, origin: &ServerName, room: &RoomTask) -> Result<(), PortError> {
+        room.aside.store(true, Ordering::SeqCst);
+        metrics::counter!("waxwing_federation_events_put_aside_total").increment(room.events.len() as u64);
+        let kept = self.put_aside(origin, &room.room, &room.events, None, BUSY_WAIT).await;
+        kept.map(drop).inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
+    }
+
     /// Receives the events of one room, in the order in which they were sent.
-    async fn receive_in_room(
+    pub(super) async fn receive_in_room(
         &self,
         origin: &ServerName,
         room: &RoomId,
-        pdus: Vec<Box<RawValue>>,
-    ) -> RoomResult {
-        let mut results = RoomResult::new();
-        if let Err(error) = self.receive_all(origin, room, pdus, &mut results).await {
+        pdus: &[Box<RawValue>],
+    ) -> RoomOutcome {
+        let mut outcome = RoomOutcome::default();
+        if let Err(error) = self.receive_all(origin, room, pdus, &mut outcome).await {
             tracing::error!(%room, %error, "events could not be received");
             // Whatever had no turn yet did not make it.
-            for (_, result) in &mut results {
+            for (_, result) in &mut outcome.results {
                 if result.as_ref().is_err_and(String::is_empty) {
                     *result = Err("internal error".into());
                 }
             }
         }
-        results
+        outcome
     }
 
     async fn receive_all(
         &self,
         origin: &ServerName,
         room: &RoomId,
-        pdus: Vec<Box<RawValue>>,
-        results: &mut RoomResult,
+        pdus: &[Box<RawValue>],
+        outcome: &mut RoomOutcome,
     ) -> Result<(), PortError> {
         let context = &*self.context;
+        let results = &mut outcome.results;
         if pdus.iter().any(|json| super::outside::puts_out(json))
             && let Some(version) = context.timeline.invited_version(room).await?
         {
@@ -247,7 +314,7 @@ impl Inbound {
         let mut parsed = Vec::new();
         let mut seen = BTreeSet::new();
         for json in pdus {
-            match parse::parse(&json, room, &version) {
+            match parse::parse(json, room, &version) {
                 Ok(pdu) if !seen.insert(pdu.event.event_id.clone()) => {}
                 Ok(pdu) if permitted => {
                     results.push((pdu.event.event_id.clone(), Err(String::new())));
@@ -256,27 +323,30 @@ impl Inbound {
                 Ok(pdu) => {
                     results.push((pdu.event.event_id, Err("the server is banned from the room".into())));
                 }
-                Err(reason) => note_dropped(origin, room, &json, &version, &reason, results),
+                Err(reason) => note_dropped(origin, room, json, &version, &reason, results),
             }
         }
         let verified = verify::verify_all(&context.ring, &version, parsed).await?;
         let _turn = context.rooms.enter_patiently(room).await;
         let work = RoomWork { context, origin, room, version: &version };
         for (id, event) in verified {
-            let outcome = match event {
+            let received = match event {
                 Ok(event) => work.receive(event, Source::Pushed).await,
                 Err(reason) => Err(Trouble::Dropped(reason)),
             };
-            if let Err(trouble) = &outcome {
+            if let Err(trouble) = &received {
                 tracing::info!(%origin, %room, event = %id, %trouble, "an event is not taken");
             }
             // An error says that the event is bad; one that is only out of reach is not.
-            let outcome = match outcome {
-                Err(Trouble::Stranded(_)) => Ok(()),
+            let received = match received {
+                Err(Trouble::Stranded(_)) => {
+                    outcome.stranded.push(id.clone());
+                    Ok(())
+                }
                 other => other.map_err(|trouble| trouble.to_remote()),
             };
             if let Some(entry) = results.iter_mut().find(|(known, _)| *known == id) {
-                entry.1 = outcome;
+                entry.1 = received;
             }
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! Receiving transactions from a simulated server into rooms in memory.
 
-use crate::sim::{Answers, Network, Resident, Us, VERSION, transaction, us};
+use crate::sim::{Answers, Network, Resident, Shelf, Us, VERSION, transaction, us};
 use crate::timeline::{Edus, Rooms};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use waxwing_federation::inbound::{Inbound, InboundParts, TransactionError, TransactionResult};
 use waxwing_federation::ports::Verdict;
 use waxwing_model::Event;
@@ -13,6 +14,7 @@ struct World {
     resident: Arc<Resident>,
     rooms: Arc<Rooms>,
     edus: Arc<Edus>,
+    shelf: Arc<Shelf>,
     inbound: Inbound,
 }
 
@@ -24,15 +26,16 @@ impl World {
         let resident = Arc::new(resident);
         resident.serve(&network, gap);
         let rooms = Arc::new(Rooms::with(VERSION, &resident.events[..known]));
-        let edus = Arc::new(Edus::default());
+        let (edus, shelf) = (Arc::new(Edus::default()), Arc::new(Shelf::default()));
         let inbound = Inbound::new(InboundParts {
             client: us.client.clone(),
             ring: Arc::clone(&us.ring),
             timeline: Arc::clone(&rooms) as _,
             edus: Arc::clone(&edus) as _,
             replays: Arc::new(Answers::default()),
+            staging: Arc::clone(&shelf) as _,
         });
-        World { us, resident, rooms, edus, inbound }
+        World { us, resident, rooms, edus, shelf, inbound }
     }
 
     async fn send(&self, txn: &str, events: &[&Event]) -> Arc<TransactionResult> {
@@ -129,7 +132,7 @@ async fn a_long_gap_is_crossed_with_the_state_at_the_missing_event() {
 }
 
 #[tokio::test]
-async fn a_pushed_event_whose_past_cannot_be_had_is_not_kept() {
+async fn a_pushed_event_whose_past_cannot_be_had_waits_until_it_can() {
     let mut resident = Resident::new("them.test", 2);
     let known = resident.events.len();
     resident.message("creator", "missing");
@@ -140,9 +143,48 @@ async fn a_pushed_event_whose_past_cannot_be_had_is_not_kept() {
         // Nothing is wrong with it.
         assert_eq!(result.pdus[&pushed.event_id], Ok(()));
     }
-    // Nothing of it was kept: the second time it was asked for again.
+    // Nothing of it is in the room: the second time it was asked for again.
     assert_eq!(world.us.network.count("get_missing_events"), 2);
     assert_eq!(world.us.network.count("state_ids"), 0);
+    assert!(world.rooms.flags(&pushed).is_none());
+    // But it waits, once, with what it takes to try again.
+    assert_eq!(world.shelf.0.lock().len(), 1);
+    assert_eq!(world.shelf.0.lock()[0].1.origin, world.resident.identity.server);
+
+    world.resident.serve(&world.us.network, 10);
+    let taken = async {
+        while world.rooms.flags(&pushed).is_none() || !world.shelf.0.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = world.inbound.run_staged() => unreachable!("it runs for ever"),
+        () = taken => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("what waited was not taken in"),
+    }
+    assert_eq!(world.rooms.verdict(&pushed), Some(Verdict::Accepted));
+    assert_eq!(world.ids(known).len(), 2);
+}
+
+#[tokio::test]
+async fn what_can_never_be_had_is_given_up() {
+    let mut resident = Resident::new("them.test", 2);
+    let known = resident.events.len();
+    resident.message("creator", "missing");
+    let pushed = resident.message("creator", "pushed");
+    let world = World::new(resident, known, 0);
+    world.send("1", &[&pushed]).await;
+    world.shelf.0.lock()[0].1.attempts = 5;
+    let gone = async {
+        while !world.shelf.0.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = world.inbound.run_staged() => unreachable!("it runs for ever"),
+        () = gone => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it is tried for ever"),
+    }
     assert!(world.rooms.flags(&pushed).is_none());
 }
 

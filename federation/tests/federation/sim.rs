@@ -7,18 +7,20 @@ use parking_lot::Mutex;
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::TimelineEventType;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId, UInt,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UInt,
 };
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
 use waxwing_federation::Health;
 use waxwing_federation::client::Client;
 use waxwing_federation::keys::{KeyRing, KeyRingConfig, OwnKeys};
-use waxwing_federation::ports::{KeyStore, PortResult, ReplayKey, Replays, ServerKeyRecord};
+use waxwing_federation::ports::{
+    KeyStore, PortResult, ReplayKey, Replays, ServerKeyRecord, Staged, Staging,
+};
 use waxwing_federation::signing::Identity;
 use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 use waxwing_model::{Clock, Event, StateKey};
@@ -106,6 +108,46 @@ impl Replays for Answers {
 
     async fn answer_keep(&self, key: &ReplayKey, answer: &str) -> PortResult<()> {
         self.0.lock().push((key.clone(), answer.to_owned()));
+        Ok(())
+    }
+}
+
+/// Events put aside, in memory: their time has always come.
+#[derive(Default)]
+pub struct Shelf(pub Mutex<Vec<(OwnedRoomId, Staged)>>);
+
+#[async_trait]
+impl Staging for Shelf {
+    async fn staged_put(&self, room: &RoomId, events: Vec<Staged>, _: Duration) -> PortResult<()> {
+        let mut shelf = self.0.lock();
+        for event in events {
+            if !shelf.iter().any(|(_, other)| other.event_id == event.event_id) {
+                shelf.push((room.to_owned(), event));
+            }
+        }
+        Ok(())
+    }
+
+    async fn staged_rooms(&self, limit: usize) -> PortResult<Vec<OwnedRoomId>> {
+        let rooms: BTreeSet<OwnedRoomId> = self.0.lock().iter().map(|(room, _)| room.clone()).collect();
+        Ok(rooms.into_iter().take(limit).collect())
+    }
+
+    async fn staged_load(&self, room: &RoomId, limit: usize) -> PortResult<Vec<Staged>> {
+        let shelf = self.0.lock();
+        let of_room = shelf.iter().filter(|(other, _)| other == room);
+        Ok(of_room.map(|(_, event)| event.clone()).take(limit).collect())
+    }
+
+    async fn staged_remove(&self, _: &RoomId, events: &[OwnedEventId]) -> PortResult<()> {
+        self.0.lock().retain(|(_, event)| !events.contains(&event.event_id));
+        Ok(())
+    }
+
+    async fn staged_later(&self, _: &RoomId, events: &[OwnedEventId], _: Duration) -> PortResult<()> {
+        for (_, event) in self.0.lock().iter_mut().filter(|(_, event)| events.contains(&event.event_id)) {
+            event.attempts += 1;
+        }
         Ok(())
     }
 }

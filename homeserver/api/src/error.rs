@@ -199,6 +199,9 @@ impl From<ReadError> for ApiError {
             error @ ReadError::Forbidden => ApiError::forbidden(error),
             error @ ReadError::NotFound(_) => ApiError::not_found(error),
             error @ ReadError::InvalidParam(_) => ApiError::invalid_param(error),
+            error @ ReadError::Incomplete => {
+                ApiError::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unknown, error)
+            }
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub upto: LogPosition,
     /// The user's rooms.
     pub rooms: Arc<UserRooms>,
+    /// Rooms, anyone's, whose members are being fetched.
+    pub partial: Arc<HashSet<OwnedRoomId>>,
 }
 
 #[derive(Default)]
@@ -94,6 +96,8 @@ pub(crate) struct State {
     to_device: HashMap<OwnedUserId, HashMap<String, LogPosition>>,
     device_lists: VecDeque<(LogPosition, OwnedUserId)>,
     device_lists_floor: LogPosition,
+    /// Rooms whose members are being fetched.
+    partial: Arc<HashSet<OwnedRoomId>>,
 }
 
 /// The folds of this node.
@@ -120,8 +124,9 @@ impl Folds {
         let mut conn = store.read().await?;
         let memberships = conn.local_memberships_all().await?;
         let waiting = conn.to_device_newest().await?;
+        let partial = Arc::new(conn.partial_rooms().await?.into_iter().collect());
         drop(conn);
-        let mut state = State { head, started: head, device_lists_floor: head, ..State::default() };
+        let mut state = State { head, started: head, device_lists_floor: head, partial, ..State::default() };
         for (room, user, membership) in memberships {
             state.set_member(&room, &user, Membership::parse(&membership));
         }
@@ -144,7 +149,11 @@ impl Folds {
     /// The user's rooms now.
     pub fn snapshot(&self, user: &UserId) -> Snapshot {
         let state = self.state.read();
-        Snapshot { upto: state.head, rooms: state.users.get(user).cloned().unwrap_or_default() }
+        Snapshot {
+            upto: state.head,
+            rooms: state.users.get(user).cloned().unwrap_or_default(),
+            partial: Arc::clone(&state.partial),
+        }
     }
 
     /// Everything up to this position is taken in.
@@ -293,6 +302,7 @@ impl State {
             Effect::None => {}
         }
         self.apply_activity(row);
+        self.apply_members(row);
         if row.fact == Fact::ToDevice
             && let (Some(user), Some(device)) = (&row.user, &row.reference)
         {
@@ -302,6 +312,24 @@ impl State {
 }
 
 impl State {
+    /// A room's members are missing from now on, or have come.
+    fn apply_members(&mut self, row: &LogRow) {
+        let (Some(room), Some(what)) = (&row.room, &row.data) else { return };
+        if row.fact != Fact::Room {
+            return;
+        }
+        match what.as_str() {
+            "partial" => drop(Arc::make_mut(&mut self.partial).insert(room.clone())),
+            "complete" => {
+                Arc::make_mut(&mut self.partial).remove(room);
+                let fold = self.rooms.entry(room.clone()).or_default();
+                fold.members_changed = row.position;
+                fold.state_changed = row.position;
+            }
+            _ => {}
+        }
+    }
+
     fn apply_activity(&mut self, row: &LogRow) {
         let Some(room) = row.room.as_ref().filter(|_| matches!(row.fact, Fact::Event | Fact::State)) else {
             return;

@@ -254,7 +254,7 @@ type Followers = HashMap<OwnedUserId, Arc<Follower>>;
 /// Tells the members of the row's room.
 fn tell(state: &State, followers: &Followers, row: &LogRow, note: &mut impl FnMut(&Arc<Follower>)) {
     let private = row.fact == Fact::Receipt && row.reference.as_deref() != Some("m.read");
-    if private || !matches!(row.fact, Fact::Event | Fact::State | Fact::Receipt) {
+    if private || !matches!(row.fact, Fact::Event | Fact::State | Fact::Receipt | Fact::Room) {
         return;
     }
     let Some(room) = &row.room else { return };

@@ -216,9 +216,15 @@ impl Receipts {
     }
 
     async fn must_be_joined(&self, user: &UserId, room: &RoomId) -> Result<(), ReceiptError> {
-        let member = self.core.store.read().await?.member_load(room, user).await?;
-        match member {
+        let mut conn = self.core.store.read().await?;
+        match conn.member_load(room, user).await? {
             Some(member) if member.membership == "join" => Ok(()),
+            // The room's members may be still to come.
+            None if !self.core.is_local(user)
+                && conn.partial_servers(room).await?.iter().any(|server| server == user.server_name()) =>
+            {
+                Ok(())
+            }
             _ => Err(ReceiptError::NotInRoom),
         }
     }

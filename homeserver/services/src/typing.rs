@@ -130,8 +130,18 @@ impl Typing {
         if self.core.is_local(&content.user_id) {
             return Ok(());
         }
-        let member = self.core.store.read().await?.member_load(&content.room_id, &content.user_id).await?;
-        if member.is_none_or(|member| member.membership != "join") {
+        let mut conn = self.core.store.read().await?;
+        let in_room = match conn.member_load(&content.room_id, &content.user_id).await? {
+            Some(member) => member.membership == "join",
+            // Its members may be still to come.
+            None => conn
+                .partial_servers(&content.room_id)
+                .await?
+                .iter()
+                .any(|server| server == content.user_id.server_name()),
+        };
+        drop(conn);
+        if !in_room {
             return Ok(());
         }
         let until = content.typing.then(|| self.core.now() + REMOTE_TIMEOUT_MS);

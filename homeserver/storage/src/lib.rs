@@ -31,6 +31,7 @@ mod members;
 mod migrate;
 mod one_time_keys;
 mod outbox;
+mod partial;
 mod people;
 mod profiles;
 mod pushers;
@@ -45,6 +46,7 @@ mod search;
 mod server_keys;
 mod sliding;
 mod sql;
+mod staging;
 mod state;
 mod sticky;
 mod store;
@@ -70,6 +72,7 @@ pub use media::{MediaEntry, MediaRow, ThumbnailKey};
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
+pub use partial::{PartialEvent, PartialRow};
 pub use people::Person;
 pub use pushers::{PusherKey, PusherRow, PusherTry};
 pub use receipts::ReceiptRow;
@@ -80,6 +83,7 @@ pub use rooms::RoomRow;
 pub use search::{search_text, search_words};
 pub use server_keys::ServerKeyRow;
 pub use sliding::{SlidingChange, SlidingKey, SlidingState};
+pub use staging::StagedRow;
 pub use state::{StateQuestion, StateReader};
 pub use store::Store;
 pub use sync_reads::Hero;
@@ -110,6 +114,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("outbox", outbox::STATEMENTS),
+    ("partial", partial::STATEMENTS),
     ("people", people::STATEMENTS),
     ("profiles", profiles::STATEMENTS),
     ("pushers", pushers::STATEMENTS),
@@ -122,6 +127,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("search", search::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
     ("sliding", sliding::STATEMENTS),
+    ("staging", staging::STATEMENTS),
     ("state", state::STATEMENTS),
     ("sticky", sticky::STATEMENTS),
     ("sync_reads", sync_reads::STATEMENTS),

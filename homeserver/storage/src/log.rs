@@ -48,7 +48,8 @@ pub enum Fact {
     Profile = 10,
     /// `user` forgot `room`.
     Forgotten = 11,
-    /// A room's row changed beside its state (published, purged): `room`.
+    /// A room's row changed beside its state (published, purged): `room`. With `data` = `partial`: its members are
+    /// missing from now on; `complete`: they are here.
     Room = 12,
     /// Something waits for destination `reference`.
     Outbox = 13,
@@ -147,6 +148,11 @@ impl LogRow {
     /// The event id of a [`Fact::Event`], [`Fact::State`] or [`Fact::EventChanged`] row.
     pub fn event_id(&self) -> Option<OwnedEventId> {
         self.reference.as_deref().and_then(|id| id.try_into().ok())
+    }
+
+    /// Whether the row says that the members of its room, which were missing, are here.
+    pub fn completes_room(&self) -> bool {
+        self.fact == Fact::Room && self.data.as_deref() == Some("complete")
     }
 
     /// Bytes that the row takes in the tail, roughly.

@@ -2,13 +2,14 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::{CHUNK, list, padded, statements};
+use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use sqlx::AssertSqlSafe;
 use std::sync::Arc;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
+    UPSERT_MANY = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES $rows ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
     UPSERT = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, FALSE) ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
     REMOVE = "DELETE FROM members WHERE room_id = $1 AND user_id = $2";
     FORGET = "UPDATE members SET forgotten = TRUE WHERE room_id = $1 AND user_id = $2";
@@ -17,7 +18,7 @@ statements! {
     ONE = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND user_id = $2";
     OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
     LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
-    SERVERS = "SELECT DISTINCT server FROM members WHERE room_id = $1 AND membership = 'join'";
+    SERVERS = "SELECT server FROM members WHERE room_id = $1 AND membership = 'join' UNION SELECT server FROM partial_servers WHERE room_id = $1";
     OF_SERVER = "SELECT user_id FROM members WHERE server = $1 AND room_id = $2";
     ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
     COUNT = "SELECT membership, COUNT(*) FROM members WHERE room_id = $1 GROUP BY membership";
@@ -25,7 +26,7 @@ statements! {
     COUNT_LOCAL = "SELECT COUNT(*) FROM members WHERE room_id = $1 AND membership = 'join' AND local";
     SHARING = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
     SHARED = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' AND b.user_id IN ($list)";
-    SHARING_SERVERS = "SELECT DISTINCT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
+    SHARING_SERVERS = "SELECT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.membership = 'join'";
     MUTUAL = "SELECT a.room_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.user_id = $2 AND b.membership = 'join' ORDER BY a.room_id";
     MEMBER_PROFILE = "SELECT field, value FROM profiles WHERE user_id = $1 AND field IN ('displayname', 'avatar_url')";
     ALL_LOCAL_JOINED = "SELECT room_id, user_id FROM members WHERE local AND membership = 'join'";
@@ -128,7 +129,8 @@ impl Conn {
             .await)?))
     }
 
-    /// The servers that have a joined user in `room`, this one too.
+    /// The servers that have a joined user in `room`, this one too; while its members are missing, those of which we
+    /// were told, too.
     pub async fn servers_in(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedServerName>> {
         Ok(ids(on_engine!(self, |c| sqlx::query_as(SERVERS).bind(room.as_str()).fetch_all(c).await)?))
     }
@@ -282,6 +284,40 @@ impl crate::Tx {
             .execute(c)
             .await
             .map(|_| ()))?;
+        Ok(())
+    }
+
+    /// Sets many memberships, each of another user of one room, as [`crate::Tx::member_save`] does. `local` says whose users are
+    /// this server's.
+    pub async fn members_save(
+        &mut self,
+        all: &[MemberRow],
+        local: impl Fn(&UserId) -> bool,
+    ) -> StoreResult<()> {
+        let sn = self.position_hint();
+        let conn = self.writing().await?;
+        for piece in pieces(all) {
+            let text = rows(UPSERT_MANY, 12, piece.len());
+            on_engine!(conn, |c| {
+                let mut query = sqlx::query(AssertSqlSafe(text));
+                for row in piece {
+                    query = query
+                        .bind(row.room_id.as_str())
+                        .bind(row.user_id.as_str())
+                        .bind(&row.membership)
+                        .bind(row.event_id.as_str())
+                        .bind(row.sender.as_str())
+                        .bind(local(&row.user_id))
+                        .bind(row.user_id.server_name().as_str())
+                        .bind(sn)
+                        .bind(row.display_name.as_deref())
+                        .bind(row.avatar_url.as_deref())
+                        .bind(row.stripped.as_deref())
+                        .bind(false);
+                }
+                query.execute(c).await.map(|_| ())
+            })?;
+        }
         Ok(())
     }
 

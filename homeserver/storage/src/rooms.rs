@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
-    LOAD = "SELECT room_id, version, state_root, extremities, revision, published, encrypted FROM rooms WHERE room_id IN ($list) ORDER BY room_id";
-    INSERT = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (room_id) DO NOTHING";
-    REPLACE = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted) VALUES $rows ON CONFLICT (room_id) DO UPDATE SET version = excluded.version, state_root = excluded.state_root, extremities = excluded.extremities, revision = excluded.revision, published = excluded.published, encrypted = excluded.encrypted";
+    LOAD = "SELECT room_id, version, state_root, extremities, revision, published, encrypted, partial FROM rooms WHERE room_id IN ($list) ORDER BY room_id";
+    INSERT = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (room_id) DO NOTHING";
+    REPLACE = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial) VALUES $rows ON CONFLICT (room_id) DO UPDATE SET version = excluded.version, state_root = excluded.state_root, extremities = excluded.extremities, revision = excluded.revision, published = excluded.published, encrypted = excluded.encrypted, partial = excluded.partial";
     PUBLISHED = "SELECT room_id FROM rooms WHERE published";
     ALL = "SELECT room_id FROM rooms WHERE room_id > $1 ORDER BY room_id LIMIT $2";
 }
@@ -33,6 +33,8 @@ pub struct RoomRow {
     pub published: bool,
     /// Its state has `m.room.encryption`.
     pub encrypted: bool,
+    /// Its state lacks members: they are being fetched.
+    pub partial: bool,
 }
 
 impl RoomRow {
@@ -42,10 +44,10 @@ impl RoomRow {
     }
 }
 
-type Columns = (String, String, Vec<u8>, String, i64, bool, bool);
+type Columns = (String, String, Vec<u8>, String, i64, bool, bool, bool);
 
 fn decode(columns: Columns) -> StoreResult<RoomRow> {
-    let (room_id, version, root, extremities, revision, published, encrypted) = columns;
+    let (room_id, version, root, extremities, revision, published, encrypted, partial) = columns;
     let corrupt = |why: String| StoreError::corrupt("rooms", room_id.clone(), why);
     Ok(RoomRow {
         room_id: OwnedRoomId::try_from(room_id.as_str()).map_err(|error| corrupt(error.to_string()))?,
@@ -55,6 +57,7 @@ fn decode(columns: Columns) -> StoreResult<RoomRow> {
         revision,
         published,
         encrypted,
+        partial,
     })
 }
 
@@ -117,6 +120,7 @@ impl Conn {
             .bind(row.revision)
             .bind(row.published)
             .bind(row.encrypted)
+            .bind(row.partial)
             .execute(c)
             .await
             .map(|done| done.rows_affected()))?;
@@ -127,7 +131,7 @@ impl Conn {
     pub(crate) async fn rooms_replace(&mut self, all: &[&RoomRow]) -> StoreResult<()> {
         for piece in pieces(all) {
             let texts = piece.iter().map(|row| extremities(row)).collect::<StoreResult<Vec<String>>>()?;
-            let text = rows(REPLACE, 7, piece.len());
+            let text = rows(REPLACE, 8, piece.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for (row, extremities) in piece.iter().zip(&texts) {
@@ -138,7 +142,8 @@ impl Conn {
                         .bind(extremities)
                         .bind(row.revision)
                         .bind(row.published)
-                        .bind(row.encrypted);
+                        .bind(row.encrypted)
+                        .bind(row.partial);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

@@ -97,6 +97,9 @@ impl Federation {
             return Err(FederationError::Forbidden("the user is of another server".to_owned()));
         }
         let row = self.room_for(origin, room).await?;
+        if membership != "leave" {
+            must_be_whole(&row)?;
+        }
         if versions.is_some_and(|versions| !versions.contains(&row.version)) {
             return Err(FederationError::IncompatibleVersion(row.version));
         }
@@ -156,6 +159,7 @@ impl Federation {
         omit_members: bool,
     ) -> Result<Joined, FederationError> {
         let row = self.room_for(origin, room).await?;
+        must_be_whole(&row)?;
         let servers = self.core.store.read().await?.servers_in(room).await?;
         let pdu = membership_pdu(&row, origin, event_id, json, "join")?;
         let signed = self.co_sign(&row, pdu).await?;
@@ -283,11 +287,17 @@ impl Federation {
         json: &RawValue,
     ) -> Result<Vec<Box<RawValue>>, FederationError> {
         let row = self.room_for(origin, room).await?;
+        must_be_whole(&row)?;
         let pdu = membership_pdu(&row, origin, event_id, json, "knock")?;
         self.accept(origin, room, &pdu.event.json).await?;
         let state = self.state_events(row.state_root, &stripped::keys(None)).await?;
         Ok(state.values().map(|event| (*event.json).to_owned()).collect())
     }
+}
+
+/// While its members are missing, nobody is let into a room through us: other servers know better who may.
+fn must_be_whole(row: &RoomRow) -> Result<(), FederationError> {
+    if row.partial { Err(FederationError::NoRoom) } else { Ok(()) }
 }
 
 /// Leaves members out that a client needs not at once: all but the sender's server's and, in a room without a

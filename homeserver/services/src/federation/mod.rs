@@ -12,7 +12,9 @@ mod older;
 mod outbox;
 mod queries;
 mod replays;
+mod resync;
 mod run;
+mod staging;
 
 pub use edus::Edus;
 pub use error::FederationError;
@@ -131,6 +133,7 @@ impl Federation {
             timeline: Arc::new(timeline.clone()),
             edus: Arc::new(edus.clone()),
             replays: Arc::new(replays::Replays { core: core.clone() }),
+            staging: Arc::new(staging::Staged { core: core.clone(), owner: outgoing.outbox.owner() }),
         });
         Federation { core, timeline, outgoing, inbound, edus }
     }

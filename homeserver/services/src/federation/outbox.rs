@@ -51,6 +51,11 @@ impl DurableOutbox {
         DurableOutbox { core, owner: opaque_id(16).into(), held: Arc::default() }
     }
 
+    /// Names this node as the holder of leases.
+    pub(super) fn owner(&self) -> Arc<str> {
+        Arc::clone(&self.owner)
+    }
+
     fn shared(&self) -> bool {
         self.core.store.engine() == Engine::Postgres
     }

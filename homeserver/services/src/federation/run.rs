@@ -24,10 +24,20 @@ impl Federation {
             let (this, stop) = (self.clone(), helpers.clone());
             async move { stop.run_until_cancelled(this.follow_others()).await }
         });
+        let members = tokio::spawn({
+            let (this, stop) = (self.clone(), helpers.clone());
+            async move { stop.run_until_cancelled(this.resync()).await }
+        });
+        let staged = tokio::spawn({
+            let (inbound, stop) = (self.inbound.clone(), helpers.clone());
+            async move { stop.run_until_cancelled(inbound.run_staged()).await }
+        });
         self.outgoing.sender.run(stop.cancelled()).await;
         helpers.cancel();
         let _ = own.await;
         let _ = foreign.await;
+        let _ = members.await;
+        let _ = staged.await;
         if let Err(error) = self.outgoing.outbox.give_back().await {
             tracing::warn!(%error, "the leases of the federation sender could not be given back");
         }

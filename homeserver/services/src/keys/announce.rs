@@ -59,6 +59,13 @@ pub(super) async fn signing_keys_changed(core: &Core, tx: &mut Tx, user: &UserId
     if servers.is_empty() {
         return Ok(());
     }
+    let content = signing_content(tx, user).await?;
+    queue(tx, &servers, "m.signing_key_update", content);
+    Ok(())
+}
+
+/// Who, and the master and self-signing keys with the user's own signatures.
+async fn signing_content(tx: &mut Tx, user: &UserId) -> StoreResult<Map<String, Value>> {
     let users = [user.to_owned()];
     let signatures = tx.key_signatures_load(&users, None).await?;
     let mut content = Map::new();
@@ -80,8 +87,7 @@ pub(super) async fn signing_keys_changed(core: &Core, tx: &mut Tx, user: &UserId
         };
         content.insert(name.into(), serde_json::to_value(object).unwrap_or_default());
     }
-    queue(tx, &servers, "m.signing_key_update", content);
-    Ok(())
+    Ok(content)
 }
 
 /// A user (ours or not) began or ceased to be joined to a room that this server is in. To be called after the membership
@@ -112,12 +118,49 @@ pub async fn sharing_changed(
     if stream == 0 {
         stream = tx.device_list_stream_next(user).await?;
     }
+    // While the members of a room are missing, who is in it is not sure: devices that take part in no encryption need
+    // not be told of.
+    let partial = tx.room_peek(room).await?.is_some_and(|row| row.partial);
     for (_, device) in tx.device_ids_of(&[user.to_owned()]).await? {
         let mut content = device_content(tx, user, &device).await?;
+        if partial && !content.contains_key("keys") {
+            continue;
+        }
         // No `prev_id`: these servers have no list to put the change on, and the others need not see a gap.
         content.insert("stream_id".into(), stream.into());
         queue(tx, &new, "m.device_list_update", content);
     }
+    Ok(())
+}
+
+/// The device list of our user as it is, for servers that missed a change of it: who is in a room was not known.
+pub(crate) async fn list_told_again(
+    core: &Core,
+    tx: &mut Tx,
+    user: &UserId,
+    servers: &BTreeSet<OwnedServerName>,
+) -> StoreResult<()> {
+    if servers.is_empty() || !core.settings.federation {
+        return Ok(());
+    }
+    let stream = tx.device_list_stream(user).await?;
+    for (_, device) in tx.device_ids_of(&[user.to_owned()]).await? {
+        let mut content = device_content(tx, user, &device).await?;
+        content.insert("stream_id".into(), stream.into());
+        queue(tx, servers, "m.device_list_update", content);
+    }
+    let content = signing_content(tx, user).await?;
+    if content.len() > 1 {
+        queue(tx, servers, "m.signing_key_update", content);
+    }
+    Ok(())
+}
+
+/// Another server's user changed devices at a time when it was not known whether we share a room: the copy that we may
+/// have is stale, and those who share a room with the user hear of it.
+pub(crate) async fn remote_list_changed(tx: &mut Tx, user: &OwnedUserId) -> StoreResult<()> {
+    tx.remote_list_stale(user).await?;
+    remote_changed(tx, user);
     Ok(())
 }
 

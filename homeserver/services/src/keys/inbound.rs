@@ -3,7 +3,7 @@
 
 use super::remote::{cross_rows, device_row};
 use super::{Keys, KeysError, announce};
-use ruma::UserId;
+use ruma::{OwnedUserId, UserId};
 use ruma::api::federation::transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ impl Keys {
     pub async fn device_list_update(&self, update: DeviceListUpdateContent) -> Result<(), KeysError> {
         let user = update.user_id.clone();
         if !self.concerns_us(&user).await? {
-            return Ok(());
+            return self.hold(&user).await;
         }
         let (server, update) = (self.core.server_name.clone(), Arc::new(update));
         self.core
@@ -56,7 +56,7 @@ impl Keys {
     pub async fn signing_key_update(&self, update: SigningKeyUpdateContent) -> Result<(), KeysError> {
         let user = update.user_id.clone();
         if !self.concerns_us(&user).await? {
-            return Ok(());
+            return self.hold(&user).await;
         }
         let rows = cross_rows(&user, update.master_key.as_ref(), update.self_signing_key.as_ref());
         let (server, rows) = (self.core.server_name.clone(), Arc::new(rows));
@@ -76,6 +76,30 @@ impl Keys {
                         tx.remote_list_stale(&user).await?;
                     }
                     announce::remote_changed(tx, &user);
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// The user may be in a room whose members are being fetched: who shares it is told when they are here.
+    async fn hold(&self, user: &OwnedUserId) -> Result<(), KeysError> {
+        if self.core.is_local(user) {
+            return Ok(());
+        }
+        let rooms = self.core.store.read().await?.partial_rooms_of(user.server_name()).await?;
+        if rooms.is_empty() {
+            return Ok(());
+        }
+        let user = user.clone();
+        self.core
+            .store
+            .write("keys.hold", Vec::new(), move |tx| {
+                let (rooms, user) = (rooms.clone(), user.clone());
+                Box::pin(async move {
+                    for room in &rooms {
+                        tx.device_list_hold(room, &user).await?;
+                    }
                     Ok(())
                 })
             })

@@ -1,6 +1,7 @@
 //! Who may read a room, and what of it.
 
 use super::{ReadError, RoomReader};
+use crate::timeline::partial::{WAIT, wait_for_members};
 use crate::visibility::{LastJoined, last_stay};
 use ruma::events::StateEventType;
 use ruma::events::room::history_visibility::HistoryVisibility;
@@ -71,6 +72,21 @@ impl RoomReader {
             }
             _ => Err(ReadError::Forbidden),
         }
+    }
+
+    /// The same, when all members of the room are here; for one who is in it waits until they are.
+    ///
+    /// # Errors
+    /// [`ReadError::Incomplete`] when that takes too long.
+    pub(super) async fn whole_seat(&self, user: &UserId, room: &RoomId) -> Result<Seat, ReadError> {
+        let seat = self.seat(user, room).await?;
+        if !seat.joined || !self.core.store.read().await?.room_load(room).await?.is_some_and(|row| row.partial) {
+            return Ok(seat);
+        }
+        if !wait_for_members(&self.core, room, WAIT).await? {
+            return Err(ReadError::Incomplete);
+        }
+        self.seat(user, room).await
     }
 
     /// The event of one state entry.

@@ -12,6 +12,9 @@ pub enum ReadError {
     /// There is none, or not for this user.
     #[error("{0} not found")]
     NotFound(&'static str),
+    /// The room's members are still being fetched from other servers.
+    #[error("the members of the room are not here yet")]
+    Incomplete,
     /// A parameter has a value that it cannot have.
     #[error("{0}")]
     InvalidParam(&'static str),

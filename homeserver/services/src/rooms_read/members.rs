@@ -54,7 +54,7 @@ impl RoomReader {
         room: &RoomId,
         query: &MemberQuery,
     ) -> Result<Vec<Box<RawValue>>, ReadError> {
-        let seat = self.seat(&viewer.user, room).await?;
+        let seat = self.whole_seat(&viewer.user, room).await?;
         let view = match &query.at {
             Some(at) => self.view_at(room, &seat, at).await?,
             None => seat.state,
@@ -91,7 +91,7 @@ impl RoomReader {
     /// # Errors
     /// [`ReadError::Forbidden`] when the user is not.
     pub async fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<JoinedMember>, ReadError> {
-        if !self.seat(user, room).await?.joined {
+        if !self.whole_seat(user, room).await?.joined {
             return Err(ReadError::Forbidden);
         }
         let rows = self.core.store.read().await?.members_of(room, "join").await?;

@@ -54,7 +54,7 @@ impl RoomReader {
         room: &RoomId,
         limit: usize,
     ) -> Result<RoomSnapshot, ReadError> {
-        let seat = self.seat(&viewer.user, room).await?;
+        let seat = self.whole_seat(&viewer.user, room).await?;
         let head = self.core.store.tail().head().0;
         let filter = EventFilter::default();
         let route = Route {

@@ -21,7 +21,7 @@ impl RoomReader {
     /// # Errors
     /// [`ReadError::Forbidden`] for whoever may not read the room.
     pub async fn state(&self, viewer: &Viewer, room: &RoomId) -> Result<Vec<Box<RawValue>>, ReadError> {
-        let seat = self.seat(&viewer.user, room).await?;
+        let seat = self.whole_seat(&viewer.user, room).await?;
         let events = self.whole_state(&seat.state).await?;
         Ok(render(&self.core, viewer, &events, Shown::STATE).await?)
     }
@@ -38,8 +38,12 @@ impl RoomReader {
         key: &str,
     ) -> Result<StateEvent, ReadError> {
         let seat = self.seat(&viewer.user, room).await?;
-        let stored =
-            self.state_event(&seat.state, kind, key).await?.ok_or(ReadError::NotFound("state event"))?;
+        let mut stored = self.state_event(&seat.state, kind.clone(), key).await?;
+        if stored.is_none() && kind == StateEventType::RoomMember {
+            let seat = self.whole_seat(&viewer.user, room).await?;
+            stored = self.state_event(&seat.state, kind, key).await?;
+        }
+        let stored = stored.ok_or(ReadError::NotFound("state event"))?;
         let content = stored.event.content.clone();
         let event = render_one(&self.core, viewer, stored, Shown::STATE).await?;
         Ok(StateEvent { event, content })

@@ -8,8 +8,8 @@ use crate::Core;
 use crate::folds::UserRooms;
 use crate::notifier::Follower;
 use parking_lot::RwLock;
-use ruma::{OwnedUserId, UserId};
-use std::collections::BTreeSet;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use waxwing_model::{Event, LogPosition};
 use waxwing_storage::StoreResult;
@@ -27,6 +27,8 @@ pub(super) struct Build<'a> {
     pub clocks: (u64, u64),
     /// The user's rooms at `upto`.
     pub rooms: Arc<UserRooms>,
+    /// Rooms whose members are being fetched.
+    pub partial: Arc<HashSet<OwnedRoomId>>,
     /// The users whose messages are not shown.
     pub ignored: Arc<BTreeSet<OwnedUserId>>,
     /// What was read of the rooms that are being shown.
@@ -45,8 +47,8 @@ impl<'a> Build<'a> {
         // A token from a node that is ahead of this one: there is nothing new, and the token stays.
         let upto = since.map_or(snapshot.upto, |since| since.max(snapshot.upto));
         let ignored = sync.ignored.of(&sync.core, &request.viewer.user, upto).await?;
-        let (rooms, ahead) = (snapshot.rooms, RwLock::default());
-        Ok(Build { sync, request, follower, since, upto, clocks, rooms, ignored, ahead })
+        let (rooms, partial, ahead) = (snapshot.rooms, snapshot.partial, RwLock::default());
+        Ok(Build { sync, request, follower, since, upto, clocks, rooms, partial, ignored, ahead })
     }
 
     /// What was read of the rooms that are being shown.
@@ -65,6 +67,11 @@ impl<'a> Build<'a> {
 
     pub fn user(&self) -> &UserId {
         &self.request.viewer.user
+    }
+
+    /// Whether a room is kept from the client for now: it wants all members at once, and they are still being fetched.
+    pub fn is_held_back(&self, room: &RoomId) -> bool {
+        self.request.filter.lazy_load().is_none() && self.partial.contains(room)
     }
 
     /// Whether the event is kept from the viewer because its sender is ignored. State is shown all the same.

@@ -29,7 +29,7 @@ pub(super) struct View<'a> {
 }
 
 fn changes_members(row: &LogRow) -> bool {
-    row.user.is_some() && matches!(row.fact, Fact::Event | Fact::State)
+    row.user.is_some() && matches!(row.fact, Fact::Event | Fact::State) || row.completes_room()
 }
 
 /// A room's entry, and what is still to be shown in it together with other rooms.
@@ -114,6 +114,7 @@ impl Build<'_> {
         let read =
             rows.iter().any(|row| row.fact == Fact::Receipt && row.user.as_deref() == Some(self.user()));
         let something = view.whole
+            || rows.iter().any(|row| row.completes_room())
             || read
             || stretch.limited
             || !stretch.events.is_empty()

@@ -64,7 +64,12 @@ impl Build<'_> {
         }
         let typing = self.typing_rooms();
         joined.extend(typing.iter().cloned());
-        joined.retain(|room| self.request.filter.room(room));
+        for room in self.arrived(&joined, window).await? {
+            shown.newly_joined.insert(room.clone());
+            whole.insert(room);
+        }
+        shown.newly_joined.retain(|room| !self.is_held_back(room));
+        joined.retain(|room| self.request.filter.room(room) && !self.is_held_back(room));
         if self.since.is_none() {
             self.rooms_from_nothing(&joined, &typing, &mut shown).await?;
             joined.clear();
@@ -88,6 +93,32 @@ impl Build<'_> {
         }
         self.outside(window, &changes, everything, &mut shown).await?;
         Ok(shown)
+    }
+
+    /// Of the rooms, those whose members came since the last answer: for a client that wants all members at once they
+    /// are new.
+    async fn arrived(
+        &self,
+        rooms: &BTreeSet<OwnedRoomId>,
+        window: &Window,
+    ) -> StoreResult<Vec<OwnedRoomId>> {
+        let Some(since) = self.since.filter(|_| self.request.filter.lazy_load().is_none()) else {
+            return Ok(Vec::new());
+        };
+        let mut arrived = Vec::new();
+        for room in rooms {
+            let complete = match window.rooms.get(room) {
+                None => false,
+                Some(RoomRows::All(rows)) => rows.iter().any(|row| row.completes_room()),
+                Some(RoomRows::Many) => {
+                    self.core().store.read().await?.room_completed(room, since.0, self.upto.0).await?
+                }
+            };
+            if complete {
+                arrived.push(room.clone());
+            }
+        }
+        Ok(arrived)
     }
 
     /// The joined rooms of an answer to a client that has nothing, read and shown together, some at a time.
@@ -185,7 +216,9 @@ impl Build<'_> {
         let needs = |room: &OwnedRoomId| match window.rooms.get(room) {
             _ if whole.contains(room) => true,
             Some(RoomRows::Many) => true,
-            Some(RoomRows::All(rows)) => rows.iter().any(|row| is_membership(row) && row.user.is_some()),
+            Some(RoomRows::All(rows)) => {
+                rows.iter().any(|row| is_membership(row) && row.user.is_some() || row.completes_room())
+            }
             None => false,
         };
         let wanted: Vec<OwnedRoomId> = rooms.iter().filter(|room| needs(room)).cloned().collect();

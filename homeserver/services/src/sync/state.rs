@@ -163,7 +163,10 @@ impl Build<'_> {
         if let (Some(root), false) = (root, keys.is_empty()) {
             let found = self.core().store.state_get_many(root, &keys).await?;
             let mut members: Entries =
-                keys.into_iter().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
+                keys.iter().cloned().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
+            if members.len() < keys.len() && self.partial.contains(room) {
+                self.add_claimed(&keys, &mut members, stretch).await?;
+            }
             if let Some(since) = sent {
                 let known =
                     |id: &OwnedEventId| self.sync.lazy.was_sent(&self.request.viewer, room, id, since);
@@ -177,6 +180,24 @@ impl Build<'_> {
             entries.extend(members);
         }
         self.remember_members(room, entries, stretch, whole);
+        Ok(())
+    }
+
+    /// While the members of a room are missing: those that the events of the timeline name as authorising them.
+    async fn add_claimed(
+        &self,
+        keys: &[StateKey],
+        members: &mut Entries,
+        stretch: &Stretch,
+    ) -> StoreResult<()> {
+        let named: Vec<OwnedEventId> =
+            stretch.events.iter().flat_map(|stored| stored.event.auth_events.iter().cloned()).collect();
+        for (id, stored) in self.core().store.events(&named).await? {
+            let Some(key) = stored.event.state_entry().filter(|_| !stored.flags.rejected) else { continue };
+            if keys.contains(&key) {
+                members.entry(key).or_insert(id);
+            }
+        }
         Ok(())
     }
 

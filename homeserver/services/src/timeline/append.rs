@@ -195,6 +195,9 @@ pub(crate) async fn append_built(
     );
     let version = row.version.clone();
     let root = row.state_root;
+    if row.partial {
+        tx.partial_event_put(&event.room_id, &event.event_id, &[]).await?;
+    }
     tx.room_put(row).await?;
     let servers = effects::destinations(core, tx, &event, before).await?;
     effects::apply(core, tx, &version, root, &event).await?;
@@ -230,6 +233,7 @@ pub(crate) async fn append_create(
         revision: 0,
         published: false,
         encrypted: false,
+        partial: false,
     };
     append_built(core, tx, row, Arc::clone(&event)).await?;
     Ok(event)

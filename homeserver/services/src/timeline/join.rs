@@ -3,7 +3,7 @@
 use super::append::{Draft, append, raw, room_row, state_events};
 use super::error::TimelineError;
 use super::membership::{membership_now, profile_content};
-use super::{Author, Timeline};
+use super::{Author, Timeline, partial};
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -99,6 +99,8 @@ impl Timeline {
     }
 
     async fn join_elsewhere(&self, join: JoinRoom) -> Result<(), TimelineError> {
+        // Where we are in the room with all of its members, another server lets us in, but need not be believed.
+        let whole = self.resident(&join.room).await? && !self.lacks_members(&join.room).await?;
         let Some(remote) = &self.remote else { return Err(TimelineError::NoRoom) };
         let servers = self.helpers(&join.room, &join.author.user, &join.via).await?;
         if servers.is_empty() {
@@ -112,13 +114,15 @@ impl Timeline {
             user: join.author.user.clone(),
             servers,
             content: canonical(content)?,
-            omit_members: false,
+            omit_members: !whole,
         };
         let joined = remote.join(&request).await.map_err(remote_error)?;
         let encryption = joined.state.get(&state_key(StateEventType::RoomEncryption, ""));
         let policy = self.seal_policy(&join.room, &join.author);
         let sealed = sealed::check_local_join(&joined.create, encryption.map(|event| &**event), &policy);
         self.accept_joined(joined).await?;
+        self.members_wanted.notify_waiters();
+        partial::wait_for_members(&self.core, &join.room, partial::GRACE).await?;
         if let Err(refusal) = sealed {
             // The room turned out to be one that our people could not read. Out again, as soon as we can see it.
             self.leave(&join.author, &join.room, None).await?;

@@ -2,7 +2,7 @@
 
 use super::append::{Draft, append, raw, room_row, state_events};
 use super::error::TimelineError;
-use super::{Author, Timeline};
+use super::{Author, Timeline, partial};
 use crate::Core;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
@@ -35,6 +35,8 @@ impl Timeline {
         removal: Removal,
         reason: Option<String>,
     ) -> Result<(), TimelineError> {
+        // Whether the target is in the room may not be known yet.
+        partial::wait_for_members(&self.core, room, partial::WAIT).await?;
         let mut content = Map::new();
         let membership = if removal == Removal::Ban { "ban" } else { "leave" };
         content.insert("membership".to_owned(), membership.into());

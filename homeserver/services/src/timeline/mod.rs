@@ -10,6 +10,7 @@ pub(crate) mod join;
 mod later;
 pub(crate) mod membership;
 mod outside;
+pub(crate) mod partial;
 mod persist;
 mod port;
 mod preview;
@@ -33,6 +34,8 @@ pub(crate) use send::must_be_joined;
 use crate::Core;
 use crate::appservices::Queries;
 use ruma::{OwnedUserId, RoomAliasId, RoomId, UserId};
+use std::sync::Arc;
+use tokio::sync::Notify;
 use waxwing_federation::remote::RemoteMemberships;
 use waxwing_rooms::sealed::{Plaintext, SealPolicy};
 
@@ -61,13 +64,15 @@ pub struct Timeline {
     pub(crate) core: Core,
     pub(crate) remote: Option<RemoteMemberships>,
     pub(crate) queries: Option<Queries>,
+    /// Told when a room was joined whose members are to be fetched.
+    pub(crate) members_wanted: Arc<Notify>,
 }
 
 impl Timeline {
     /// Over the database of `core`; `remote` makes memberships in rooms that only other servers are in (none without
     /// federation).
     pub fn new(core: Core, remote: Option<RemoteMemberships>) -> Timeline {
-        Timeline { core, remote, queries: None }
+        Timeline { core, remote, queries: None, members_wanted: Arc::default() }
     }
 
     /// Asks application services for users that are invited and are not there.

@@ -3,7 +3,7 @@
 use super::effects;
 use super::error::TimelineError;
 use super::resolve::{resolve_roots, state_after, update};
-use super::{Author, Timeline};
+use super::{Author, Timeline, partial};
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, RoomVersionId};
 use std::collections::BTreeSet;
@@ -137,7 +137,13 @@ impl Timeline {
 
     /// Makes a room that one of our users has just joined through another server, or brings one up to date that we
     /// had left.
+    ///
+    /// # Errors
+    /// [`TimelineError::Forbidden`] when the join follows what we know, and that does not allow it.
     pub async fn accept_joined(&self, joined: JoinedRoom) -> Result<(), TimelineError> {
+        if self.follows_ours(&joined.join).await? {
+            return self.accept_following(&joined).await;
+        }
         let version = joined.version.clone();
         let mut outliers = Vec::new();
         for event in joined.state.values() {
@@ -192,18 +198,19 @@ async fn put_joined(
             revision: 0,
             published: false,
             encrypted: false,
+            partial: false,
         },
     };
+    partial::mark(core, tx, &mut row, joined).await?;
     let entry =
         join.state_entry().ok_or_else(|| TimelineError::Internal("a join that is no state".to_owned()))?;
     row.state_root = tx.state_update(before, &[(entry, Some(join.event_id.clone()))]).await?;
     row.extremities = vec![(join.event_id.clone(), u64::from(join.depth))];
     for event in joined.state.values() {
         effects::room_flags(&mut row, event);
-        if let Some(member) = effects::member_row(event) {
-            tx.member_save(&member, core.is_local(&member.user_id)).await?;
-        }
     }
+    let members: Vec<_> = joined.state.values().filter_map(|event| effects::member_row(event)).collect();
+    tx.members_save(&members, |user| core.is_local(user)).await?;
     tx.event_put(Arc::clone(join), EventFlags::NONE, Some(before), Place::Live, effects::log_row(join), None);
     for missing in &join.prev_events {
         tx.backward_extremity_add(&join.room_id, missing).await?;
@@ -249,6 +256,9 @@ impl Work {
             effects::log_row(event),
             effects::relation(event).filter(|_| flags.visible()),
         );
+        if row.partial && self.received.history.is_none() {
+            tx.partial_event_put(&event.room_id, &event.event_id, &self.received.fetched).await?;
+        }
         let was_missing = tx.backward_extremity_remove(&event.room_id, &event.event_id).await?;
         for missing in &self.missing {
             tx.backward_extremity_add(&event.room_id, missing).await?;
@@ -292,7 +302,7 @@ impl Work {
                 effects::room_flags(&mut row, event);
                 continue;
             }
-            self.state_moved(core, tx, &mut row, change.key, change.after).await?;
+            state_moved(core, tx, &mut row, change.key, change.after).await?;
         }
         if own.is_some() && !won {
             // The event is in the timeline, but another one holds its entry: say so after it.
@@ -301,50 +311,12 @@ impl Work {
             if holds.as_ref() == Some(&event.event_id) {
                 won = true;
             } else {
-                self.state_moved(core, tx, &mut row, key, holds).await?;
+                state_moved(core, tx, &mut row, key, holds).await?;
             }
         }
         tx.room_put(row).await?;
         if won {
             effects::apply(core, tx, &self.version, step.state_root, event).await?;
-        }
-        Ok(())
-    }
-
-    /// State changed without a timeline event that says so: a row of its own, and the tables in step.
-    async fn state_moved(
-        &self,
-        core: &crate::Core,
-        tx: &mut Tx,
-        row: &mut RoomRow,
-        key: StateKey,
-        after: Option<OwnedEventId>,
-    ) -> Result<(), TimelineError> {
-        let mut fact = NewRow::new(Fact::State)
-            .room(row.room_id.clone())
-            .data(serde_json::json!([key.0.to_string(), key.1]).to_string());
-        if let Some(id) = &after {
-            fact = fact.reference(id.as_str());
-        }
-        let user = (key.0 == StateEventType::RoomMember).then(|| ruma::UserId::parse(&key.1).ok()).flatten();
-        if let Some(user) = &user {
-            fact = fact.user(user.clone());
-        }
-        tx.log_append(fact);
-        match after {
-            Some(id) => {
-                if let Some(stored) = tx.events_known(std::slice::from_ref(&id)).await?.pop() {
-                    effects::room_flags(row, &stored.event);
-                    if let Some(member) = effects::member_row(&stored.event) {
-                        effects::member_save(core, tx, &member).await?;
-                    }
-                }
-            }
-            None => {
-                if let Some(user) = user {
-                    effects::member_remove(core, tx, &row.room_id, &user).await?;
-                }
-            }
         }
         Ok(())
     }
@@ -369,4 +341,41 @@ impl Work {
         tx.pending_redactions_remove(&event.event_id).await?;
         Ok(())
     }
+}
+
+/// State changed without a timeline event that says so: a row of its own, and the tables in step.
+pub(super) async fn state_moved(
+    core: &crate::Core,
+    tx: &mut Tx,
+    row: &mut RoomRow,
+    key: StateKey,
+    after: Option<OwnedEventId>,
+) -> Result<(), TimelineError> {
+    let mut fact = NewRow::new(Fact::State)
+        .room(row.room_id.clone())
+        .data(serde_json::json!([key.0.to_string(), key.1]).to_string());
+    if let Some(id) = &after {
+        fact = fact.reference(id.as_str());
+    }
+    let user = (key.0 == StateEventType::RoomMember).then(|| ruma::UserId::parse(&key.1).ok()).flatten();
+    if let Some(user) = &user {
+        fact = fact.user(user.clone());
+    }
+    tx.log_append(fact);
+    match after {
+        Some(id) => {
+            if let Some(stored) = tx.events_known(std::slice::from_ref(&id)).await?.pop() {
+                effects::room_flags(row, &stored.event);
+                if let Some(member) = effects::member_row(&stored.event) {
+                    effects::member_save(core, tx, &member).await?;
+                }
+            }
+        }
+        None => {
+            if let Some(user) = user {
+                effects::member_remove(core, tx, &row.room_id, &user).await?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -53,7 +53,7 @@ impl Timeline {
         Ok(Some(roots))
     }
 
-    async fn before(&self, room: &RoomId, prev: &[OwnedEventId]) -> Result<Option<StateRoot>, TimelineError> {
+    pub(super) async fn before(&self, room: &RoomId, prev: &[OwnedEventId]) -> Result<Option<StateRoot>, TimelineError> {
         let Some(row) = self.row(room).await? else { return Ok(None) };
         let here: BTreeSet<&OwnedEventId> = row.extremities.iter().map(|(id, _)| id).collect();
         if !prev.is_empty() && here == prev.iter().collect::<BTreeSet<_>>() {
@@ -91,6 +91,10 @@ impl Timeline {
 impl waxwing_federation::ports::Timeline for Timeline {
     async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>> {
         Ok(self.row(room).await?.map(|row| row.version))
+    }
+
+    async fn is_partial(&self, room: &RoomId) -> PortResult<bool> {
+        Ok(self.lacks_members(room).await?)
     }
 
     async fn events_flags(

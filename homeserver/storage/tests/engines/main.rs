@@ -4,6 +4,7 @@
 mod claims;
 mod hints;
 mod migrations;
+mod partial;
 mod repeated;
 
 use sqlx::postgres::PgConnection;

@@ -1,0 +1,103 @@
+//! Rooms whose members are still to come: who counts as in them, when they are due, what is noted for them.
+
+use super::Fresh;
+use ruma::{event_id, owned_server_name, room_id, server_name, user_id};
+use waxwing_rooms::state_tree::NodeId;
+use waxwing_storage::{MemberRow, PartialEvent, RoomRow, Store, StoreError};
+
+fn member(user: &ruma::UserId) -> MemberRow {
+    MemberRow {
+        room_id: room_id!("!r:there").to_owned(),
+        user_id: user.to_owned(),
+        membership: "join".to_owned(),
+        event_id: event_id!("$join").to_owned(),
+        sender: user.to_owned(),
+        sn: 0,
+        display_name: None,
+        avatar_url: None,
+        stripped: None,
+        forgotten: false,
+    }
+}
+
+async fn begin(store: &Store) {
+    store
+        .write("begin", vec![room_id!("!r:there").to_owned()], |tx| {
+            Box::pin(async move {
+                let room = room_id!("!r:there");
+                let row = RoomRow {
+                    room_id: room.to_owned(),
+                    version: ruma::RoomVersionId::V12,
+                    state_root: NodeId::EMPTY,
+                    extremities: Vec::new(),
+                    revision: 0,
+                    published: false,
+                    encrypted: false,
+                    partial: true,
+                };
+                tx.room_put(row).await?;
+                let members = [member(user_id!("@me:here")), member(user_id!("@one:there"))];
+                tx.members_save(&members, |user| user.server_name() == "here").await?;
+                let servers = [owned_server_name!("there"), owned_server_name!("else.where")];
+                tx.partial_begin(room, event_id!("$join"), server_name!("there"), &servers).await?;
+                tx.partial_event_put(room, event_id!("$later"), &[NodeId::EMPTY, NodeId::EMPTY]).await?;
+                tx.device_list_hold(room, user_id!("@two:there")).await?;
+                Ok::<_, StoreError>(())
+            })
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_room_without_its_members_names_its_servers_until_they_are_here() {
+    for fresh in Fresh::both().await {
+        let room = room_id!("!r:there");
+        let store = Store::open(&fresh.url).await.unwrap();
+        begin(&store).await;
+
+        let mut conn = store.read().await.unwrap();
+        assert!(conn.room_load(room).await.unwrap().unwrap().partial);
+        assert_eq!(conn.partial_rooms().await.unwrap(), [room]);
+        let mut servers = conn.servers_in(room).await.unwrap();
+        servers.sort();
+        assert_eq!(servers, ["else.where", "here", "there"]);
+        let mut sharing = conn.servers_sharing(user_id!("@me:here")).await.unwrap();
+        sharing.sort();
+        assert_eq!(sharing, ["else.where", "here", "there"]);
+        assert_eq!(conn.partial_rooms_of(server_name!("else.where")).await.unwrap(), [room]);
+        let due = conn.partial_rooms_due(1, 10).await.unwrap();
+        assert_eq!((due.len(), due[0].resident.as_str(), due[0].attempts), (1, "there", 0));
+        let noted = PartialEvent {
+            event_id: event_id!("$later").to_owned(),
+            fetched: vec![NodeId::EMPTY, NodeId::EMPTY],
+        };
+        assert_eq!(conn.partial_events(room).await.unwrap(), [noted]);
+        assert_eq!(conn.device_lists_held(room).await.unwrap(), ["@two:there"]);
+        drop(conn);
+
+        let later = |tx: &mut waxwing_storage::Tx| {
+            Box::pin(async move { tx.partial_retry(room_id!("!r:there"), 3, 500).await }) as _
+        };
+        store.write::<_, StoreError, _>("later", Vec::new(), later).await.unwrap();
+        let mut conn = store.read().await.unwrap();
+        assert!(conn.partial_rooms_due(499, 10).await.unwrap().is_empty());
+        assert_eq!(conn.partial_rooms_due(500, 10).await.unwrap()[0].attempts, 3);
+        drop(conn);
+
+        let end = |tx: &mut waxwing_storage::Tx| {
+            Box::pin(async move { tx.partial_end(room_id!("!r:there")).await }) as _
+        };
+        store.write::<_, StoreError, _>("end", Vec::new(), end).await.unwrap();
+        let mut conn = store.read().await.unwrap();
+        let mut servers = conn.servers_in(room).await.unwrap();
+        servers.sort();
+        assert_eq!(servers, ["here", "there"]);
+        assert!(conn.partial_room(room).await.unwrap().is_none());
+        assert!(conn.partial_events(room).await.unwrap().is_empty());
+        assert!(conn.device_lists_held(room).await.unwrap().is_empty());
+        drop(conn);
+        drop(store);
+        fresh.drop_database().await;
+    }
+}
