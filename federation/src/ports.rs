@@ -162,12 +162,6 @@ pub trait Timeline: Send + Sync {
     /// `None` for every other room: its PDUs are refused.
     async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>>;
 
-    /// Whether the room's state lacks members, which are being fetched. Events are then judged with the help of the
-    /// members that they name as authorising them; the verdicts are looked at again when all members are here.
-    async fn is_partial(&self, _room: &RoomId) -> PortResult<bool> {
-        Ok(false)
-    }
-
     /// Flags of those of `ids` that are known.
     async fn events_flags(
         &self,
@@ -212,6 +206,19 @@ pub trait Timeline: Send + Sync {
         root: StateRoot,
         keys: &[StateKey],
     ) -> PortResult<BTreeMap<StateKey, OwnedEventId>>;
+
+    /// The same, to judge an event by that names `claimed` as authorising it. While the room's members are being
+    /// fetched, the entries are resolved with the claimed ones: the state may lack them. The verdict is looked at again when
+    /// all members are here.
+    async fn state_to_judge_by(
+        &self,
+        room: &RoomId,
+        root: StateRoot,
+        keys: &[StateKey],
+        _claimed: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<StateKey, OwnedEventId>> {
+        self.state_entries(room, root, keys).await
+    }
 
     /// Stores a tree with exactly these entries and gives its root.
     async fn state_build(

@@ -1,8 +1,5 @@
-use ruma::OwnedEventId;
-use ruma::events::StateEventType;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use waxwing_model::{Event, StateKey};
+use waxwing_model::Event;
 use waxwing_rooms::auth::{check_state_dependent, state_to_load_for};
 use waxwing_rooms::{AuthMap, Judged};
 
@@ -39,10 +36,8 @@ impl RoomWork<'_> {
             Ok(keys) => keys,
             Err(error) => return Ok(Some(error.to_string())),
         };
-        let mut entries = self.context.timeline.state_entries(self.room, state, &keys).await?;
-        if entries.len() < keys.len() && self.context.timeline.is_partial(self.room).await? {
-            self.add_claimed_members(event, &keys, &mut entries).await?;
-        }
+        let timeline = &self.context.timeline;
+        let entries = timeline.state_to_judge_by(self.room, state, &keys, &event.auth_events).await?;
         let ids: Vec<_> = entries.values().cloned().collect();
         let events = self.load(&ids).await?;
         let mut map = AuthMap::new();
@@ -52,22 +47,5 @@ impl RoomWork<'_> {
             }
         }
         Ok(check_state_dependent(event, self.version, &map).err().map(|error| error.to_string()))
-    }
-
-    /// Where the state lacks members, those that the event names as authorising it stand in for them. What the state
-    /// has is never replaced: a member whom we know to be gone cannot claim to be there.
-    async fn add_claimed_members(
-        &self,
-        event: &Event,
-        keys: &[StateKey],
-        entries: &mut BTreeMap<StateKey, OwnedEventId>,
-    ) -> Result<(), Trouble> {
-        for (id, known) in self.load(&event.auth_events).await? {
-            let Some(key) = known.event.state_entry().filter(|_| !known.flags.rejected) else { continue };
-            if key.0 == StateEventType::RoomMember && keys.contains(&key) {
-                entries.entry(key).or_insert(id);
-            }
-        }
-        Ok(())
     }
 }

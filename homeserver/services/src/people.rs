@@ -85,7 +85,6 @@ impl People {
         };
         let pattern = like(longest);
         let mut people = self.candidates(asking, &pattern).await?;
-        people.remove(asking);
         people.retain(|user, listed| words.iter().all(|word| matches(user, listed, word)));
         let limit = limit.min(MAX_RESULTS);
         let limited = people.len() > limit;

@@ -33,6 +33,8 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     62 "0062_search",
     63 "0063_sticky_events",
     64 "0064_relation_claims",
+    80 "0080_partial_rooms",
+    81 "0081_staged_pdus",
 ];
 
 const CREATE: &str =

@@ -66,8 +66,13 @@ impl Timeline {
                     let (join, content, policy) = &*input;
                     let user = &join.author.user;
                     let row = room_row(tx, &join.room).await?;
-                    if membership_now(tx, &join.room, user).await?.as_deref() == Some("join") {
+                    let now = membership_now(tx, &join.room, user).await?;
+                    if now.as_deref() == Some("join") {
                         return Ok(Way::Done);
+                    }
+                    if row.partial && now.is_none() {
+                        // Whether the user is banned is not known here yet.
+                        return Ok(Way::Remote);
                     }
                     let keys = [
                         state_key(StateEventType::RoomCreate, ""),

@@ -93,10 +93,6 @@ impl waxwing_federation::ports::Timeline for Timeline {
         Ok(self.row(room).await?.map(|row| row.version))
     }
 
-    async fn is_partial(&self, room: &RoomId) -> PortResult<bool> {
-        Ok(self.lacks_members(room).await?)
-    }
-
     async fn events_flags(
         &self,
         room: &RoomId,
@@ -154,6 +150,20 @@ impl waxwing_federation::ports::Timeline for Timeline {
         let mut conn = self.core.store.read().await.map_err(PortError::new)?;
         let found = self.core.store.state(&mut conn).get_many(root, keys).await.map_err(PortError::new)?;
         Ok(keys.iter().cloned().zip(found).filter_map(|(key, id)| Some((key, id?))).collect())
+    }
+
+    async fn state_to_judge_by(
+        &self,
+        room: &RoomId,
+        root: StateRoot,
+        keys: &[StateKey],
+        claimed: &[OwnedEventId],
+    ) -> PortResult<BTreeMap<StateKey, OwnedEventId>> {
+        let entries = self.state_entries(room, root, keys).await?;
+        match self.row(room).await? {
+            Some(row) if row.partial => Ok(self.with_claimed(&row.version, entries, keys, claimed).await?),
+            _ => Ok(entries),
+        }
     }
 
     async fn state_build(

@@ -74,7 +74,7 @@ pub(crate) async fn resolve_roots(
     update(core, first, changes).await
 }
 
-async fn resolve_loading(
+pub(super) async fn resolve_loading(
     core: &Core,
     version: &RoomVersionId,
     states: Vec<StateMap>,

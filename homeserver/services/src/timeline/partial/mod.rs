@@ -12,16 +12,17 @@ mod recompute;
 
 use super::Timeline;
 use super::error::TimelineError;
+use super::resolve::resolve_loading;
 use crate::Core;
-use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use waxwing_federation::ports::{Outlier, Persisted, Received, Verdict};
 use waxwing_federation::remote::JoinedRoom;
-use waxwing_model::Event;
+use waxwing_model::{Event, StateKey};
 use waxwing_rooms::auth::{check_state_dependent, state_to_load_for};
+use waxwing_rooms::resolve::StateMap;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::{AuthError, AuthMap};
 use waxwing_storage::{Fact, NewRow, RoomRow, StoreResult, Tx};
@@ -88,8 +89,8 @@ impl Timeline {
         Ok(self.core.store.read().await?.room_load(room).await?.is_some_and(|row| row.partial))
     }
 
-    /// The entries of the state at `root` that `event` is judged by. Where the state may lack members, those that the
-    /// event names as authorising it stand in for them.
+    /// The entries of the state at `root` that `event` is judged by, where the state may lack members with the help of
+    /// those that it names as authorising it.
     pub(super) async fn judges(
         &self,
         event: &Event,
@@ -102,23 +103,39 @@ impl Timeline {
             Err(error) => return Ok(Err(error)),
         };
         let found = self.core.store.state_get_many(root, &keys).await?;
-        let ids: Vec<OwnedEventId> = found.iter().flatten().cloned().collect();
-        let events = self.core.store.events(&ids).await?;
-        let mut map = AuthMap::new();
-        for (key, id) in keys.iter().zip(found) {
-            if let Some(stored) = id.and_then(|id| events.get(&id).cloned()) {
-                map.insert(key.clone(), Arc::clone(&stored.event));
-            }
-        }
+        let mut entries: StateMap =
+            keys.iter().cloned().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
         if partial {
-            for stored in self.core.store.events(&event.auth_events).await?.into_values() {
-                let Some(key) = stored.event.state_entry().filter(|_| !stored.flags.rejected) else { continue };
-                if key.0 == StateEventType::RoomMember && keys.contains(&key) {
-                    map.entry(key).or_insert_with(|| Arc::clone(&stored.event));
-                }
+            entries = self.with_claimed(version, entries, &keys, &event.auth_events).await?;
+        }
+        let ids: Vec<OwnedEventId> = entries.values().cloned().collect();
+        let events = self.core.store.events(&ids).await?;
+        let of = |(key, id)| Some((key, Arc::clone(&events.get(&id)?.event)));
+        Ok(Ok(entries.into_iter().filter_map(of).collect()))
+    }
+
+    /// Entries of a state that may lack members, resolved with those that an event claims to be authorised by. So a
+    /// member whom we do not know counts, and one whom we know to be gone does not come back by claiming to be there.
+    pub(super) async fn with_claimed(
+        &self,
+        version: &RoomVersionId,
+        entries: StateMap,
+        keys: &[StateKey],
+        claimed: &[OwnedEventId],
+    ) -> Result<StateMap, TimelineError> {
+        let events = self.core.store.events(claimed).await?;
+        let mut claims = StateMap::new();
+        for (id, stored) in events {
+            if let Some(key) = stored.event.state_entry().filter(|_| !stored.flags.rejected) {
+                claims.insert(key, id);
             }
         }
-        Ok(Ok(map))
+        if claims.iter().all(|(key, id)| !keys.contains(key) || entries.get(key) == Some(id)) {
+            return Ok(entries);
+        }
+        let mut resolved = resolve_loading(&self.core, version, vec![entries, claims]).await?;
+        resolved.retain(|key, _| keys.contains(key));
+        Ok(resolved)
     }
 
     /// Whether all that the join follows is part of our graph already: its state need not be told by others.
