@@ -6,12 +6,11 @@
 
 use async_trait::async_trait;
 use ruma::api::federation::transactions::edu::{
-    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, ReceiptContent, SigningKeyUpdateContent,
-    TypingContent,
+    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, SigningKeyUpdateContent, TypingContent,
 };
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, RoomId,
-    RoomVersionId, ServerName,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId,
+    OwnedUserId, RoomId, RoomVersionId, ServerName, UInt,
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -247,6 +246,21 @@ pub trait Timeline: Send + Sync {
 
 // --------------------------------------------------------------------------------------------- ephemeral data
 
+/// How far another server's user has read in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadReceipt {
+    /// The room.
+    pub room: OwnedRoomId,
+    /// Who has read.
+    pub user: OwnedUserId,
+    /// Up to which event, as the server says: at most 255 bytes, perhaps no id of an event.
+    pub event_id: String,
+    /// When, milliseconds since the epoch, by the server's clock.
+    pub ts: Option<UInt>,
+    /// `main`, or the root of the thread that it is for; none: for all.
+    pub thread: Option<String>,
+}
+
 /// Takes the ephemeral data units of other servers. `origin` is authenticated, and the caller has checked that every
 /// user named as the sender belongs to it, and the ACL of the room (typing, receipts). What it has not checked: that
 /// the user is in the room, or that we share a room with the user at all.
@@ -258,7 +272,7 @@ pub trait EduSink: Send + Sync {
     /// `m.typing`.
     async fn typing(&self, origin: &ServerName, content: TypingContent) -> PortResult<()>;
     /// `m.receipt`.
-    async fn receipts(&self, origin: &ServerName, content: ReceiptContent) -> PortResult<()>;
+    async fn receipts(&self, origin: &ServerName, receipts: Vec<ReadReceipt>) -> PortResult<()>;
     /// `m.presence`.
     async fn presence(&self, origin: &ServerName, content: PresenceContent) -> PortResult<()>;
     /// `m.device_list_update`.

@@ -1,18 +1,19 @@
 use ruma::api::federation::transactions::edu::{
-    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, ReceiptContent, SigningKeyUpdateContent,
-    TypingContent,
+    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, SigningKeyUpdateContent, TypingContent,
 };
-use ruma::{OwnedRoomId, RoomId, ServerName, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName, UInt, UserId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 use super::Context;
-use crate::ports::PortResult;
+use crate::ports::{PortResult, ReadReceipt};
 
 /// Rooms in one receipt EDU that are looked at.
 const MAX_RECEIPT_ROOMS: usize = 500;
+/// Bytes of an event's id: <https://spec.matrix.org/v1.19/appendices/#event-ids>.
+const MAX_EVENT_ID: usize = 255;
 
 #[derive(Deserialize)]
 struct Edu {
@@ -25,6 +26,27 @@ pub(super) struct EduIntake<'a> {
     context: &'a Context,
     origin: &'a ServerName,
     acls: BTreeMap<OwnedRoomId, bool>,
+}
+
+/// The receipts of one room.
+#[derive(Deserialize)]
+struct Receipts {
+    #[serde(rename = "m.read", default)]
+    read: BTreeMap<OwnedUserId, Read>,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    event_ids: Vec<String>,
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    #[serde(default)]
+    ts: Option<UInt>,
+    #[serde(default)]
+    thread_id: Option<String>,
 }
 
 impl<'a> EduIntake<'a> {
@@ -80,18 +102,23 @@ impl<'a> EduIntake<'a> {
     }
 
     async fn receipts(&mut self, edu: &Edu) -> PortResult<()> {
-        let Some(mut content) = read::<ReceiptContent>(edu) else { return Ok(()) };
-        let mut kept = BTreeMap::new();
-        for (room, mut map) in std::mem::take(&mut content.receipts).into_iter().take(MAX_RECEIPT_ROOMS) {
-            map.read.retain(|user, _| self.is_theirs(user));
-            if !map.read.is_empty() && self.permitted(&room).await? {
-                kept.insert(room, map);
+        let Some(content) = read::<BTreeMap<OwnedRoomId, Receipts>>(edu) else { return Ok(()) };
+        let mut kept = Vec::new();
+        for (room, receipts) in content.into_iter().take(MAX_RECEIPT_ROOMS) {
+            let theirs: Vec<_> = receipts.read.into_iter().filter(|(user, _)| self.is_theirs(user)).collect();
+            if theirs.is_empty() || !self.permitted(&room).await? {
+                continue;
             }
+            kept.extend(theirs.into_iter().filter_map(|(user, read)| {
+                let event_id = read.event_ids.into_iter().next().filter(|id| id.len() <= MAX_EVENT_ID)?;
+                let Data { ts, thread_id } = read.data;
+                Some(ReadReceipt { room: room.clone(), user, event_id, ts, thread: thread_id })
+            }));
         }
         if kept.is_empty() {
             return Ok(());
         }
-        self.context.edus.receipts(self.origin, ReceiptContent::new(kept)).await
+        self.context.edus.receipts(self.origin, kept).await
     }
 
     async fn presence(&mut self, edu: &Edu) -> PortResult<()> {

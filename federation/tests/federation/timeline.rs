@@ -3,15 +3,14 @@
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use ruma::api::federation::transactions::edu::{
-    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, ReceiptContent, SigningKeyUpdateContent,
-    TypingContent,
+    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, SigningKeyUpdateContent, TypingContent,
 };
 use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use waxwing_federation::ports::{
-    EduSink, Extremities, Flags, Known, Outlier, Persisted, PortError, PortResult, Received, StateRoot,
-    Timeline, Verdict,
+    EduSink, Extremities, Flags, Known, Outlier, Persisted, PortError, PortResult, ReadReceipt, Received,
+    StateRoot, Timeline, Verdict,
 };
 use waxwing_model::{Event, StateKey};
 
@@ -249,9 +248,8 @@ impl EduSink for Edus {
     async fn typing(&self, _: &ServerName, content: TypingContent) -> PortResult<()> {
         self.note(format!("typing {}", content.user_id))
     }
-    async fn receipts(&self, _: &ServerName, content: ReceiptContent) -> PortResult<()> {
-        let users: Vec<String> =
-            content.receipts.values().flat_map(|map| map.read.keys().map(ToString::to_string)).collect();
+    async fn receipts(&self, _: &ServerName, receipts: Vec<ReadReceipt>) -> PortResult<()> {
+        let users: Vec<String> = receipts.iter().map(|receipt| receipt.user.to_string()).collect();
         self.note(format!("receipts {}", users.join(" ")))
     }
     async fn presence(&self, _: &ServerName, content: PresenceContent) -> PortResult<()> {

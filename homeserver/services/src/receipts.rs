@@ -4,12 +4,13 @@
 use crate::Core;
 use crate::outgoing::Volatile;
 use crate::timeline::relation;
-use ruma::api::federation::transactions::edu::{ReceiptContent, ReceiptData};
+use ruma::api::federation::transactions::edu::ReceiptData;
 use ruma::events::receipt::{Receipt, ReceiptThread};
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, UserId};
 use serde::Deserialize;
 use std::sync::Arc;
 use waxwing_federation::outbound::VolatileEdu;
+use waxwing_federation::ports::ReadReceipt;
 use waxwing_storage::{ReceiptRow, StoreError, StoreResult, StoredEvent};
 
 /// Relations followed from an event to its thread: by the specification.
@@ -90,7 +91,7 @@ impl Receipts {
             user_id: user.to_owned(),
             kind: kind.as_str().to_owned(),
             thread: thread.as_str().unwrap_or_default().to_owned(),
-            event_id: event.clone(),
+            event_id: event.to_string(),
             event_sn: Some(stored.sn),
             data: data_of(&receipt),
         };
@@ -139,35 +140,37 @@ impl Receipts {
     }
 
     /// Takes the receipts of another server's users. Those of users who are not in the room are dropped.
-    pub async fn take(&self, content: ReceiptContent) -> Result<(), ReceiptError> {
-        let mut taken = 0;
-        for (room, receipts) in content.receipts {
-            for (user, data) in receipts.read {
-                taken += 1;
-                if taken > MAX_INCOMING {
-                    tracing::debug!("an EDU with too many receipts was cut");
-                    return Ok(());
-                }
-                if self.core.is_local(&user) || self.must_be_joined(&user, &room).await.is_err() {
-                    continue;
-                }
-                self.take_one(&user, &room, data).await?;
+    pub async fn take(&self, receipts: Vec<ReadReceipt>) -> Result<(), ReceiptError> {
+        if receipts.len() > MAX_INCOMING {
+            tracing::debug!("an EDU with too many receipts was cut");
+        }
+        for receipt in receipts.into_iter().take(MAX_INCOMING) {
+            let (user, room) = (&receipt.user, &receipt.room);
+            if !self.core.is_local(user) && self.must_be_joined(user, room).await.is_ok() {
+                self.take_one(receipt).await?;
             }
         }
         Ok(())
     }
 
-    async fn take_one(&self, user: &UserId, room: &RoomId, data: ReceiptData) -> Result<(), ReceiptError> {
-        let Some(event_id) = data.event_ids.into_iter().next() else { return Ok(()) };
-        let stored = self.core.store.event(&event_id).await?.filter(|stored| stored.event.room_id == room);
+    async fn take_one(&self, receipt: ReadReceipt) -> Result<(), ReceiptError> {
+        let stored = match EventId::parse(&receipt.event_id) {
+            Ok(id) => self.core.store.event(&id).await?,
+            Err(_) => None,
+        };
+        let stored = stored.filter(|stored| stored.event.room_id == receipt.room);
+        let mut data = Receipt::new(MilliSecondsSinceUnixEpoch(receipt.ts.unwrap_or_default()));
+        if receipt.ts.is_none() {
+            data.ts = None;
+        }
         let row = ReceiptRow {
-            room_id: room.to_owned(),
-            user_id: user.to_owned(),
+            room_id: receipt.room,
+            user_id: receipt.user,
             kind: ReceiptKind::Read.as_str().to_owned(),
-            thread: data.data.thread.as_str().unwrap_or_default().to_owned(),
-            event_id,
+            thread: receipt.thread.unwrap_or_default(),
+            event_id: receipt.event_id,
             event_sn: stored.map(|stored| stored.sn),
-            data: data_of(&data.data),
+            data: data_of(&data),
         };
         self.put(row).await.map(|_| ())
     }

@@ -28,8 +28,8 @@ pub struct ReceiptRow {
     pub kind: String,
     /// Empty for an unthreaded receipt, `main`, or the id of the thread's root.
     pub thread: String,
-    /// Up to which event.
-    pub event_id: OwnedEventId,
+    /// Up to which event: an id, as long as it came from here; what another server says may be none.
+    pub event_id: String,
     /// The `sn` of that event, where the event was known when the receipt came.
     pub event_sn: Option<i64>,
     /// JSON object with `ts` (milliseconds since the Unix epoch), without `thread_id`.
@@ -46,7 +46,7 @@ fn decode(columns: Columns) -> StoreResult<ReceiptRow> {
         user_id: OwnedUserId::try_from(user.as_str()).map_err(|error| corrupt(error.to_string()))?,
         kind,
         thread,
-        event_id: OwnedEventId::try_from(event).map_err(|error| corrupt(error.to_string()))?,
+        event_id: event,
         event_sn,
         data,
     })
@@ -158,7 +158,7 @@ impl crate::Tx {
             .bind(receipt.user_id.as_str())
             .bind(&receipt.kind)
             .bind(&receipt.thread)
-            .bind(receipt.event_id.as_str())
+            .bind(&receipt.event_id)
             .bind(receipt.event_sn)
             .bind(&receipt.data)
             .execute(c)

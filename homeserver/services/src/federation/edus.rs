@@ -6,10 +6,9 @@ use crate::typing::Typing;
 use async_trait::async_trait;
 use ruma::ServerName;
 use ruma::api::federation::transactions::edu::{
-    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, ReceiptContent, SigningKeyUpdateContent,
-    TypingContent,
+    DeviceListUpdateContent, DirectDeviceContent, PresenceContent, SigningKeyUpdateContent, TypingContent,
 };
-use waxwing_federation::ports::{EduSink, PortError, PortResult};
+use waxwing_federation::ports::{EduSink, PortError, PortResult, ReadReceipt};
 
 /// Hands what other servers push beside events to the services that it is for.
 #[derive(Clone)]
@@ -32,8 +31,8 @@ impl EduSink for Edus {
         self.typing.take(content).await.map_err(PortError::new)
     }
 
-    async fn receipts(&self, _origin: &ServerName, content: ReceiptContent) -> PortResult<()> {
-        self.receipts.take(content).await.map_err(PortError::new)
+    async fn receipts(&self, _origin: &ServerName, receipts: Vec<ReadReceipt>) -> PortResult<()> {
+        self.receipts.take(receipts).await.map_err(PortError::new)
     }
 
     async fn presence(&self, _origin: &ServerName, content: PresenceContent) -> PortResult<()> {

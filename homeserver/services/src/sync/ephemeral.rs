@@ -242,7 +242,7 @@ pub(crate) fn receipt_event(receipts: &[ReceiptRow]) -> Option<Box<RawValue>> {
         if !row.thread.is_empty() {
             data.insert("thread_id".into(), row.thread.as_str().into());
         }
-        let kinds = content.entry(row.event_id.as_str()).or_default();
+        let kinds = content.entry(&row.event_id).or_default();
         kinds.entry(&row.kind).or_default().insert(row.user_id.as_str(), Value::Object(data));
     }
     raw(&json!({ "type": "m.receipt", "content": content }))
@@ -262,7 +262,7 @@ impl Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ruma::{event_id, room_id, user_id};
+    use ruma::{room_id, user_id};
 
     #[test]
     fn an_unthreaded_receipt_wins_over_threaded_ones() {
@@ -271,7 +271,7 @@ mod tests {
             user_id: user_id!("@a:x").to_owned(),
             kind: "m.read".to_owned(),
             thread: thread.to_owned(),
-            event_id: event_id!("$e").to_owned(),
+            event_id: "$e".to_owned(),
             event_sn: Some(1),
             data: r#"{"ts":5}"#.to_owned(),
         };

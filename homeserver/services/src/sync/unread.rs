@@ -286,9 +286,10 @@ impl Unread {
     }
 
     async fn sn_of(&self, receipt: &ReceiptRow) -> StoreResult<Option<i64>> {
-        match receipt.event_sn {
-            Some(sn) => Ok(Some(sn)),
-            None => Ok(self.core.store.event(&receipt.event_id).await?.map(|stored| stored.sn)),
+        match (receipt.event_sn, OwnedEventId::try_from(receipt.event_id.as_str())) {
+            (Some(sn), _) => Ok(Some(sn)),
+            (None, Ok(id)) => Ok(self.core.store.event(&id).await?.map(|stored| stored.sn)),
+            (None, Err(_)) => Ok(None),
         }
     }
 
