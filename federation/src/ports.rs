@@ -9,8 +9,8 @@ use ruma::api::federation::transactions::edu::{
     DeviceListUpdateContent, DirectDeviceContent, PresenceContent, SigningKeyUpdateContent, TypingContent,
 };
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId,
-    OwnedUserId, RoomId, RoomVersionId, ServerName, UInt,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedServerSigningKeyId, OwnedTransactionId, OwnedUserId,
+    RoomId, RoomVersionId, ServerName, UInt,
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -160,6 +160,9 @@ pub trait Timeline: Send + Sync {
     /// The version of a room that this server takes part in (or has been invited to and knows the create event of);
     /// `None` for every other room: its PDUs are refused.
     async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>>;
+
+    /// Whether a user of `server` is joined to the room.
+    async fn has_server(&self, room: &RoomId, server: &ServerName) -> PortResult<bool>;
 
     /// Flags of those of `ids` that are known.
     async fn events_flags(

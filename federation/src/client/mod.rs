@@ -7,6 +7,7 @@ mod identity;
 mod media;
 mod membership;
 mod multipart;
+mod policy;
 mod queries;
 mod rooms;
 
@@ -14,6 +15,7 @@ pub use identity::{IdentityKey, IdentityServer, StoreInvite, StoredInvite};
 pub use media::{MediaError, RemoteMedia, ThumbnailQuery};
 pub use membership::{InviteRequest, SendJoin, Template};
 pub use multipart::MultipartError;
+pub use policy::PolicyServer;
 pub(crate) use queries::KeyCriteria;
 pub use rooms::{Related, StateIds, WholeState};
 

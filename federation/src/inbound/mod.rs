@@ -1,8 +1,7 @@
 //! Receiving: what another server pushes to us, checked step by step before it becomes part of a room.
 //!
 //! The seven checks of <https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu> and
-//! where they are: 1 `parse`, 2 and 3 `verify`, 4 and 5 `authorise`, 6 `persist`. Check 7 (policy servers) is not
-//! made yet. Before 4, `fetch_missing` and `fetch_state` get what the event refers to and we lack.
+//! where they are: 1 `parse`, 2 and 3 `verify`, 4 and 5 `authorise`, 6 `persist`, 7 `policy`. Before 4, `fetch_missing` and `fetch_state` get what the event refers to and we lack.
 
 mod acl;
 mod authorise;
@@ -15,6 +14,7 @@ mod locks;
 mod outside;
 pub(crate) mod parse;
 mod persist;
+mod policy;
 mod staged;
 mod state_before;
 mod transaction;

@@ -10,10 +10,10 @@ use crate::ports::{Persisted, PortError, Received, StateRoot, Verdict};
 const MAX_RACES: usize = 8;
 
 impl RoomWork<'_> {
-    /// Check 6, and into the room: again when the current state it was made against is no longer the current one.
+    /// Checks 6 and 7, and into the room: again when the current state it was made against is no longer the current one.
     pub(super) async fn persist(
         &self,
-        event: Arc<Event>,
+        mut event: Arc<Event>,
         state_before: StateRoot,
         rejected: Option<String>,
         source: Source,
@@ -28,6 +28,18 @@ impl RoomWork<'_> {
                     forbidden.map_or(Verdict::Accepted, Verdict::SoftFailed)
                 }
                 (None, _) => Verdict::Accepted,
+            };
+            let verdict = match (verdict, current_state) {
+                (Verdict::Accepted, Some(current)) if !source.is_history() => {
+                    match self.approved(&event, current).await? {
+                        Ok(approved) => {
+                            event = approved;
+                            Verdict::Accepted
+                        }
+                        Err(reason) => Verdict::SoftFailed(reason),
+                    }
+                }
+                (verdict, _) => verdict,
             };
             self.report(&event, &verdict);
             let received = Received {

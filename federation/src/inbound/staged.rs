@@ -34,7 +34,8 @@ impl Inbound {
             if free > 0 {
                 match self.context.staging.staged_rooms(ROOMS).await {
                     Ok(due) => {
-                        for room in due.into_iter().filter(|room| !busy.contains(room)).take(free).collect::<Vec<_>>()
+                        for room in
+                            due.into_iter().filter(|room| !busy.contains(room)).take(free).collect::<Vec<_>>()
                         {
                             busy.insert(room.clone());
                             let this = self.clone();

@@ -261,7 +261,8 @@ impl Inbound {
             return Ok(());
         }
         let kept = self.put_aside(origin, &room.room, &room.events, Some(stranded), FIRST_WAIT).await;
-        kept.map(drop).inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
+        kept.map(drop)
+            .inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
     }
 
     /// What takes longer than the sender waits is kept until it is done.
@@ -269,7 +270,8 @@ impl Inbound {
         room.aside.store(true, Ordering::SeqCst);
         metrics::counter!("waxwing_federation_events_put_aside_total").increment(room.events.len() as u64);
         let kept = self.put_aside(origin, &room.room, &room.events, None, BUSY_WAIT).await;
-        kept.map(drop).inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
+        kept.map(drop)
+            .inspect_err(|error| tracing::error!(room = %room.room, %error, "events cannot be put aside"))
     }
 
     /// Receives the events of one room, in the order in which they were sent.

@@ -120,7 +120,18 @@ impl RemoteMemberships {
         if version::of_create(&create).as_ref() != Some(room_version) {
             return Err(RemoteError::invalid("the create event names another room version"));
         }
-        let auth_map: AuthMap = room_state.clone();
+        let mut auth_map: AuthMap = room_state.clone();
+        if members_omitted {
+            // Who authorises the join may be one of the members that were left out.
+            let named = chain.iter().filter(|outlier: &&Outlier| {
+                outlier.rejected.is_none() && join.auth_events.contains(&outlier.event.event_id)
+            });
+            for event in named.map(|outlier| &outlier.event) {
+                if let Some(key) = event.state_entry() {
+                    auth_map.entry(key).or_insert_with(|| Arc::clone(event));
+                }
+            }
+        }
         check_state_dependent(&join, room_version, &auth_map).map_err(RemoteError::invalid)?;
         Ok(JoinedRoom {
             version: room_version.clone(),

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::TimelineEventType;
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UInt,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    RoomVersionId, UInt,
 };
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -18,9 +19,7 @@ use url::Url;
 use waxwing_federation::Health;
 use waxwing_federation::client::Client;
 use waxwing_federation::keys::{KeyRing, KeyRingConfig, OwnKeys};
-use waxwing_federation::ports::{
-    KeyStore, PortResult, ReplayKey, Replays, ServerKeyRecord, Staged, Staging,
-};
+use waxwing_federation::ports::{KeyStore, PortResult, ReplayKey, Replays, ServerKeyRecord, Staged, Staging};
 use waxwing_federation::signing::Identity;
 use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 use waxwing_model::{Clock, Event, StateKey};

@@ -109,6 +109,10 @@ impl Timeline for Rooms {
         Ok(self.0.lock().version.clone())
     }
 
+    async fn has_server(&self, _: &RoomId, _: &ServerName) -> PortResult<bool> {
+        Ok(true)
+    }
+
     async fn events_flags(
         &self,
         _: &RoomId,

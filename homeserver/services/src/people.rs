@@ -86,6 +86,11 @@ impl People {
         let pattern = like(longest);
         let mut people = self.candidates(asking, &pattern).await?;
         people.retain(|user, listed| words.iter().all(|word| matches(user, listed, word)));
+        // Whoever searches is a match for nothing but the own name.
+        let own = asking.localpart().to_lowercase();
+        if !words.iter().all(|word| own.contains(word.as_str())) {
+            people.remove(asking);
+        }
         let limit = limit.min(MAX_RESULTS);
         let limited = people.len() > limit;
         Ok(Found { people: people.into_iter().take(limit).collect(), limited })

@@ -84,11 +84,8 @@ impl Conn {
     /// Rooms that users of this server are joined to whose state may be asked for at `now` (milliseconds since the
     /// epoch), at most `limit`.
     pub async fn partial_rooms_due(&mut self, now: u64, limit: i64) -> StoreResult<Vec<PartialRow>> {
-        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(DUE)
-            .bind(now as i64)
-            .bind(limit)
-            .fetch_all(c)
-            .await)?;
+        let found: Vec<Columns> =
+            on_engine!(self, |c| sqlx::query_as(DUE).bind(now as i64).bind(limit).fetch_all(c).await)?;
         found.into_iter().map(decode).collect()
     }
 

@@ -31,11 +31,8 @@ pub struct StagedRow {
 impl Conn {
     /// Rooms with events that may be tried at `now` (milliseconds since the epoch), at most `limit`.
     pub async fn staged_rooms(&mut self, now: u64, limit: i64) -> StoreResult<Vec<OwnedRoomId>> {
-        let found: Vec<(String,)> = on_engine!(self, |c| sqlx::query_as(ROOMS)
-            .bind(now as i64)
-            .bind(limit)
-            .fetch_all(c)
-            .await)?;
+        let found: Vec<(String,)> =
+            on_engine!(self, |c| sqlx::query_as(ROOMS).bind(now as i64).bind(limit).fetch_all(c).await)?;
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
@@ -131,8 +128,7 @@ impl crate::Tx {
             let chunk = padded(chunk);
             let text = list(LATER, 3, chunk.len());
             on_engine!(conn, |c| {
-                let mut query =
-                    sqlx::query(AssertSqlSafe(text)).bind(room.as_str()).bind(next_try as i64);
+                let mut query = sqlx::query(AssertSqlSafe(text)).bind(room.as_str()).bind(next_try as i64);
                 for id in &chunk {
                     query = query.bind(id.as_str());
                 }

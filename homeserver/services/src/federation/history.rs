@@ -97,7 +97,9 @@ impl Federation {
         let mut row = self.room_of_member(origin, room).await?;
         if row.partial {
             if !wait_for_members(&self.core, room, WAIT).await? {
-                return Err(FederationError::Forbidden("this server does not know the whole state yet".to_owned()));
+                return Err(FederationError::Forbidden(
+                    "this server does not know the whole state yet".to_owned(),
+                ));
             }
             row = self.room_of_member(origin, room).await?;
         }

@@ -3,8 +3,8 @@
 
 use super::remote::{cross_rows, device_row};
 use super::{Keys, KeysError, announce};
-use ruma::{OwnedUserId, UserId};
 use ruma::api::federation::transactions::edu::{DeviceListUpdateContent, SigningKeyUpdateContent};
+use ruma::{OwnedUserId, UserId};
 use std::sync::Arc;
 
 impl Keys {

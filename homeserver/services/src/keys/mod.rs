@@ -15,8 +15,8 @@ mod remote;
 mod signatures;
 mod upload;
 
-pub(crate) use announce::{list_told_again, remote_list_changed};
 pub use announce::{device_changed, device_removed, sharing_changed};
+pub(crate) use announce::{list_told_again, remote_list_changed};
 pub use changes::{ListChanges, device_list_changes};
 pub use claim::{Claimed, ClaimedKeys, Claims};
 pub use cross_signing::SigningKeys;

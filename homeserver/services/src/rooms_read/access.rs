@@ -80,7 +80,9 @@ impl RoomReader {
     /// [`ReadError::Incomplete`] when that takes too long.
     pub(super) async fn whole_seat(&self, user: &UserId, room: &RoomId) -> Result<Seat, ReadError> {
         let seat = self.seat(user, room).await?;
-        if !seat.joined || !self.core.store.read().await?.room_load(room).await?.is_some_and(|row| row.partial) {
+        if !seat.joined
+            || !self.core.store.read().await?.room_load(room).await?.is_some_and(|row| row.partial)
+        {
             return Ok(seat);
         }
         if !wait_for_members(&self.core, room, WAIT).await? {

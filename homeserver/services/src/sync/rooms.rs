@@ -97,11 +97,7 @@ impl Build<'_> {
 
     /// Of the rooms, those whose members came since the last answer: for a client that wants all members at once they
     /// are new.
-    async fn arrived(
-        &self,
-        rooms: &BTreeSet<OwnedRoomId>,
-        window: &Window,
-    ) -> StoreResult<Vec<OwnedRoomId>> {
+    async fn arrived(&self, rooms: &BTreeSet<OwnedRoomId>, window: &Window) -> StoreResult<Vec<OwnedRoomId>> {
         let Some(since) = self.since.filter(|_| self.request.filter.lazy_load().is_none()) else {
             return Ok(Vec::new());
         };

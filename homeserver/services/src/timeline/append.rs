@@ -2,6 +2,7 @@
 
 use super::effects;
 use super::error::TimelineError;
+use super::policy::{self, Approval};
 use crate::Core;
 use ruma::events::TimelineEventType;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UInt};
@@ -33,6 +34,8 @@ pub struct Draft {
     pub timestamp: Option<MilliSecondsSinceUnixEpoch>,
     /// For how long the event is sticky, milliseconds (MSC4354).
     pub sticky_ms: Option<u32>,
+    /// What the room's policy server signed.
+    pub(super) approval: Approval,
 }
 
 impl Draft {
@@ -46,6 +49,7 @@ impl Draft {
             redacts: None,
             timestamp: None,
             sticky_ms: None,
+            approval: Approval::default(),
         }
     }
 
@@ -64,6 +68,7 @@ impl Draft {
             redacts: None,
             timestamp: None,
             sticky_ms: None,
+            approval: Approval::default(),
         }
     }
 
@@ -167,6 +172,7 @@ pub(crate) async fn append(
 ) -> Result<Arc<Event>, TimelineError> {
     let row = room_row(tx, room).await?;
     let event = prepare(core, tx, &row, draft.event_draft(core)).await?;
+    let event = policy::approved(core, tx, &row, &draft.approval, event).await?;
     append_built(core, tx, row, Arc::clone(&event)).await?;
     Ok(event)
 }

@@ -78,6 +78,9 @@ pub enum TimelineError {
     /// No server that could help answered.
     #[error("no server of the room can be reached: {0}")]
     Unreachable(String),
+    /// The room has a policy server, and nobody has asked it.
+    #[error("the room's policy server must see the event first")]
+    Unapproved(Box<super::policy::Unapproved>),
     /// The room's version is not spoken by the other server, or not by us.
     #[error("the room has version {0}, which is not supported")]
     IncompatibleVersion(String),

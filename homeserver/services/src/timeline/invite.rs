@@ -50,7 +50,7 @@ impl Timeline {
             return self.invite_here(room, draft).await;
         }
         for _ in 0..ATTEMPTS {
-            let prepared = self.prepare_invite(room, &draft).await?;
+            let prepared = self.with_policy(|| self.prepare_invite(room, &draft)).await?;
             let Some(remote) = &self.remote else {
                 return Err(TimelineError::Forbidden("this server does not federate".to_owned()));
             };
@@ -79,16 +79,17 @@ impl Timeline {
     async fn invite_here(&self, room: &RoomId, draft: Draft) -> Result<(), TimelineError> {
         let (core, room, draft) = (self.core.clone(), room.to_owned(), Arc::new(draft));
         let rooms = vec![room.clone()];
-        self.core
-            .store
-            .write("invite", rooms, move |tx| {
+        self.with_policy(|| {
+            let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
+            self.core.store.write("invite", rooms.clone(), move |tx| {
                 let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
                 Box::pin(async move {
                     super::send::must_be_joined(tx, &room, &draft.sender).await?;
                     super::append::append(&core, tx, &room, &draft).await.map(|_| ())
                 })
             })
-            .await
+        })
+        .await
     }
 
     async fn prepare_invite(&self, room: &RoomId, draft: &Draft) -> Result<Prepared, TimelineError> {
@@ -102,6 +103,7 @@ impl Timeline {
                     super::send::must_be_joined(tx, &room, &draft.sender).await?;
                     let row = room_row(tx, &room).await?;
                     let event = prepare(&core, tx, &row, draft.event_draft(&core)).await?;
+                    let event = super::policy::approved(&core, tx, &row, &draft.approval, event).await?;
                     let keys = stripped::keys(Some(&draft.sender));
                     let state = state_events(tx, row.state_root, &keys).await?;
                     let state = state

@@ -3,6 +3,7 @@
 use super::append::{Draft, append, raw, room_row, state_events};
 use super::error::TimelineError;
 use super::membership::{membership_now, profile_content};
+use super::policy::Approval;
 use super::{Author, Timeline, partial};
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::{StateEventType, TimelineEventType};
@@ -55,15 +56,15 @@ impl Timeline {
         let mut content = profile_content(&self.core, &join.author.user).await?;
         content.extend(join.content.clone());
         content.insert("membership".to_owned(), "join".into());
-        let input = Arc::new((join.clone(), content, policy));
+        let input = Arc::new((join.clone(), content, policy, Approval::default()));
         let core = self.core.clone();
         let rooms = vec![join.room.clone()];
-        self.core
-            .store
-            .write("join", rooms, move |tx| {
+        self.with_policy(|| {
+            let (core, input) = (core.clone(), Arc::clone(&input));
+            self.core.store.write("join", rooms.clone(), move |tx| {
                 let (core, input) = (core.clone(), Arc::clone(&input));
                 Box::pin(async move {
-                    let (join, content, policy) = &*input;
+                    let (join, content, policy, approval) = &*input;
                     let user = &join.author.user;
                     let row = room_row(tx, &join.room).await?;
                     let now = membership_now(tx, &join.room, user).await?;
@@ -95,12 +96,14 @@ impl Timeline {
                         Restricted::Elsewhere | Restricted::NoInviter => return Ok(Way::Remote),
                     }
                     let member = TimelineEventType::RoomMember;
-                    let draft = Draft::state(user.clone(), member, user.as_str(), raw(&content)?);
+                    let mut draft = Draft::state(user.clone(), member, user.as_str(), raw(&content)?);
+                    draft.approval = Arc::clone(approval);
                     append(&core, tx, &join.room, &draft).await?;
                     Ok(Way::Done)
                 })
             })
-            .await
+        })
+        .await
     }
 
     async fn join_elsewhere(&self, join: JoinRoom) -> Result<(), TimelineError> {

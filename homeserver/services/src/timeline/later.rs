@@ -44,9 +44,9 @@ impl Timeline {
             self.settle_redaction(&row.room, &mut draft).await?;
         }
         let input = Arc::new((self.core.clone(), row.clone(), draft));
-        self.core
-            .store
-            .write("send delayed", vec![row.room.clone()], move |tx| {
+        self.with_policy(|| {
+            let input = Arc::clone(&input);
+            self.core.store.write("send delayed", vec![row.room.clone()], move |tx| {
                 let input = Arc::clone(&input);
                 Box::pin(async move {
                     let (core, row, draft) = &*input;
@@ -65,6 +65,7 @@ impl Timeline {
                     Ok(Some(append(core, tx, &row.room, draft).await?.event_id.clone()))
                 })
             })
-            .await
+        })
+        .await
     }
 }

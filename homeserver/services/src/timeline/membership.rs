@@ -47,9 +47,10 @@ impl Timeline {
         let draft = Arc::new(Draft::state(author.user.clone(), member, target.as_str(), raw(&content)?));
         let (core, room, target) = (self.core.clone(), room.to_owned(), target.to_owned());
         let rooms = vec![room.clone()];
-        self.core
-            .store
-            .write("remove member", rooms, move |tx| {
+        self.with_policy(|| {
+            let (core, room, target, draft) =
+                (core.clone(), room.clone(), target.clone(), Arc::clone(&draft));
+            self.core.store.write("remove member", rooms.clone(), move |tx| {
                 let (core, room, target, draft) =
                     (core.clone(), room.clone(), target.clone(), Arc::clone(&draft));
                 Box::pin(async move {
@@ -69,7 +70,8 @@ impl Timeline {
                     }
                 })
             })
-            .await
+        })
+        .await
     }
 
     /// Leaves a room, rejects an invitation or takes back a knock. For a room that this server is not in, the other
@@ -129,13 +131,14 @@ impl Timeline {
     ) -> Result<Arc<Event>, TimelineError> {
         let (core, room, draft) = (self.core.clone(), room.to_owned(), Arc::new(draft));
         let rooms = vec![room.clone()];
-        self.core
-            .store
-            .write(name, rooms, move |tx| {
+        self.with_policy(|| {
+            let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
+            self.core.store.write(name, rooms.clone(), move |tx| {
                 let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
                 Box::pin(async move { append(&core, tx, &room, &draft).await })
             })
-            .await
+        })
+        .await
     }
 
     /// Whether this server takes part in the room: one of its users is joined, or no other server's is.

@@ -4,7 +4,7 @@ use super::Timeline;
 use super::error::TimelineError;
 use super::resolve::{resolve_roots, state_after};
 use async_trait::async_trait;
-use ruma::{OwnedEventId, RoomId, RoomVersionId};
+use ruma::{OwnedEventId, RoomId, RoomVersionId, ServerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use waxwing_federation::ports::{
@@ -53,7 +53,11 @@ impl Timeline {
         Ok(Some(roots))
     }
 
-    pub(super) async fn before(&self, room: &RoomId, prev: &[OwnedEventId]) -> Result<Option<StateRoot>, TimelineError> {
+    pub(super) async fn before(
+        &self,
+        room: &RoomId,
+        prev: &[OwnedEventId],
+    ) -> Result<Option<StateRoot>, TimelineError> {
         let Some(row) = self.row(room).await? else { return Ok(None) };
         let here: BTreeSet<&OwnedEventId> = row.extremities.iter().map(|(id, _)| id).collect();
         if !prev.is_empty() && here == prev.iter().collect::<BTreeSet<_>>() {
@@ -91,6 +95,12 @@ impl Timeline {
 impl waxwing_federation::ports::Timeline for Timeline {
     async fn room_version(&self, room: &RoomId) -> PortResult<Option<RoomVersionId>> {
         Ok(self.row(room).await?.map(|row| row.version))
+    }
+
+    async fn has_server(&self, room: &RoomId, server: &ServerName) -> PortResult<bool> {
+        let mut conn = self.core.store.read().await.map_err(PortError::new)?;
+        let servers = conn.servers_in(room).await.map_err(PortError::new)?;
+        Ok(servers.iter().any(|other| other == server))
     }
 
     async fn events_flags(

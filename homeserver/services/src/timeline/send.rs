@@ -51,9 +51,9 @@ impl Timeline {
         let input = Arc::new((draft, repeat));
         let suspended = author.suspended;
         let rooms = vec![room.clone()];
-        self.core
-            .store
-            .write_request("send", rooms, request, move |tx| {
+        self.with_policy(|| {
+            let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
+            self.core.store.write_request("send", rooms.clone(), request.clone(), move |tx| {
                 let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
                 Box::pin(async move {
                     let (draft, repeat) = &*input;
@@ -72,7 +72,8 @@ impl Timeline {
                     Ok(event.event_id.clone())
                 })
             })
-            .await
+        })
+        .await
     }
 
     /// Sets a state entry. The same content by the same sender again is no new event.
@@ -100,9 +101,9 @@ impl Timeline {
         let room: OwnedRoomId = room.to_owned();
         let draft = Arc::new(draft);
         let rooms = vec![room.clone()];
-        self.core
-            .store
-            .write("set state", rooms, move |tx| {
+        self.with_policy(|| {
+            let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
+            self.core.store.write("set state", rooms.clone(), move |tx| {
                 let (core, room, draft) = (core.clone(), room.clone(), Arc::clone(&draft));
                 Box::pin(async move {
                     must_be_joined(tx, &room, &draft.sender).await?;
@@ -112,7 +113,8 @@ impl Timeline {
                     Ok(append(&core, tx, &room, &draft).await?.event_id.clone())
                 })
             })
-            .await
+        })
+        .await
     }
 
     /// A membership set as state does what the membership endpoints do: invitations are signed elsewhere, joins

@@ -56,6 +56,9 @@ impl From<TimelineError> for ApiError {
                 format_args!("The room has version {version}, which is not supported"),
             )
             .with("room_version", version),
+            error @ TimelineError::Unapproved(_) => {
+                ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, error)
+            }
             TimelineError::Raced => ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorCode::Unknown,

@@ -185,7 +185,9 @@ impl Slide<'_> {
                 if ahead.rows.contains_key(room) {
                     let read = ahead.receipts.get(room).into_iter().flatten();
                     let user = self.build.user();
-                    read.filter(|row| row.user_id == user || shown.iter().any(|id| *id == row.event_id)).cloned().collect()
+                    read.filter(|row| row.user_id == user || shown.iter().any(|id| *id == row.event_id))
+                        .cloned()
+                        .collect()
                 } else {
                     let mut conn = self.build.core().store.read().await?;
                     conn.receipts_at(room, self.build.user(), shown).await?

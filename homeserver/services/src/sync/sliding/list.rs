@@ -89,9 +89,9 @@ impl Build<'_> {
             relevant.add(rule);
         }
         // Where all members are wanted and they are still being fetched, the room comes when they are here.
-        matched.rooms.retain(|room, relevant| {
-            !self.partial.contains(room) || !relevant.state.reach().members
-        });
+        matched
+            .rooms
+            .retain(|room, relevant| !self.partial.contains(room) || !relevant.state.reach().members);
         share(&mut matched);
         Ok(matched)
     }

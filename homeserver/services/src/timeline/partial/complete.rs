@@ -136,8 +136,7 @@ async fn move_state(
     }
     for ids in found.chunks(CHUNK) {
         let stored = tx.events_known(ids).await?;
-        let members: Vec<_> =
-            stored.iter().filter_map(|stored| effects::member_row(&stored.event)).collect();
+        let members: Vec<_> = stored.iter().filter_map(|stored| effects::member_row(&stored.event)).collect();
         tx.members_save(&members, |user| core.is_local(user)).await?;
     }
     debug_assert!(plan.row.room_id == row.room_id, "one room");
@@ -181,9 +180,10 @@ async fn newest_of_ours(
     room: &RoomId,
     servers: &[&OwnedServerName],
 ) -> Result<(), TimelineError> {
-    let newest = plan.events.iter().skip(1).rev().find(|again| {
-        again.flags.visible() && again.stored.event.sender.server_name() == core.server_name
-    });
+    let newest =
+        plan.events.iter().skip(1).rev().find(|again| {
+            again.flags.visible() && again.stored.event.sender.server_name() == core.server_name
+        });
     let Some(newest) = newest.filter(|_| !servers.is_empty() && core.settings.federation) else {
         return Ok(());
     };

@@ -140,7 +140,8 @@ impl Timeline {
 
     /// Whether all that the join follows is part of our graph already: its state need not be told by others.
     pub(super) async fn follows_ours(&self, join: &Event) -> Result<bool, TimelineError> {
-        if join.prev_events.is_empty() || self.core.store.read().await?.room_load(&join.room_id).await?.is_none()
+        if join.prev_events.is_empty()
+            || self.core.store.read().await?.room_load(&join.room_id).await?.is_none()
         {
             return Ok(false);
         }
@@ -161,7 +162,8 @@ impl Timeline {
             let row = self.core.store.read().await?.room_load(&join.room_id).await?;
             let row = row.ok_or(TimelineError::NoRoom)?;
             let before = self.before(&join.room_id, &join.prev_events).await?;
-            let before = before.ok_or_else(|| TimelineError::Internal("no state before a join".to_owned()))?;
+            let before =
+                before.ok_or_else(|| TimelineError::Internal("no state before a join".to_owned()))?;
             for root in BTreeSet::from([before, row.state_root]) {
                 let map = self.judges(join, &row.version, root, row.partial).await??;
                 check_state_dependent(join, &row.version, &map)?;

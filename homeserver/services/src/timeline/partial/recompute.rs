@@ -91,7 +91,8 @@ impl Timeline {
         let entry = join.event.state_entry().map(|entry| (entry, Some(join.event.event_id.clone())));
         let after = update(&self.core, full, entry.into_iter().collect()).await?;
         let first = Again { stored: join, before: full, after, flags: EventFlags::NONE };
-        let mut work = Work { timeline: self, version: &row.version, done: Vec::new(), places: BTreeMap::new() };
+        let mut work =
+            Work { timeline: self, version: &row.version, done: Vec::new(), places: BTreeMap::new() };
         work.push(first);
         for stored in in_order(stored) {
             let roots = fetched.get(&stored.event.event_id).map(|noted| noted.fetched.as_slice());
