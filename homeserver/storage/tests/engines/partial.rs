@@ -76,19 +76,23 @@ async fn a_room_without_its_members_names_its_servers_until_they_are_here() {
         assert_eq!(conn.device_lists_held(room).await.unwrap(), ["@two:there"]);
         drop(conn);
 
-        let later = |tx: &mut waxwing_storage::Tx| {
-            Box::pin(async move { tx.partial_retry(room_id!("!r:there"), 3, 500).await }) as _
-        };
-        store.write::<_, StoreError, _>("later", Vec::new(), later).await.unwrap();
+        store
+            .write("later", Vec::new(), |tx| {
+                Box::pin(async move { tx.partial_retry(room_id!("!r:there"), 3, 500).await })
+            })
+            .await
+            .unwrap();
         let mut conn = store.read().await.unwrap();
         assert!(conn.partial_rooms_due(499, 10).await.unwrap().is_empty());
         assert_eq!(conn.partial_rooms_due(500, 10).await.unwrap()[0].attempts, 3);
         drop(conn);
 
-        let end = |tx: &mut waxwing_storage::Tx| {
-            Box::pin(async move { tx.partial_end(room_id!("!r:there")).await }) as _
-        };
-        store.write::<_, StoreError, _>("end", Vec::new(), end).await.unwrap();
+        store
+            .write("end", Vec::new(), |tx| {
+                Box::pin(async move { tx.partial_end(room_id!("!r:there")).await })
+            })
+            .await
+            .unwrap();
         let mut conn = store.read().await.unwrap();
         let mut servers = conn.servers_in(room).await.unwrap();
         servers.sort();

@@ -133,7 +133,7 @@ impl Timeline {
         if claims.iter().all(|(key, id)| !keys.contains(key) || entries.get(key) == Some(id)) {
             return Ok(entries);
         }
-        let mut resolved = resolve_loading(&self.core, version, vec![entries, claims]).await?;
+        let mut resolved = resolve_loading(&self.core, version, vec![entries, claims], None).await?;
         resolved.retain(|key, _| keys.contains(key));
         Ok(resolved)
     }

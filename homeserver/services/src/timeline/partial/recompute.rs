@@ -158,7 +158,7 @@ impl Work<'_> {
         }
         let before = match (roots.is_empty(), stored.state_before) {
             (true, Some(before)) => before,
-            _ => resolve_roots(core, self.version, &roots).await?,
+            _ => resolve_roots(core, self.version, &roots, None).await?,
         };
         let rejected = self.is_rejected(&event, before).await?;
         let entry = event.state_entry().filter(|_| !rejected);
@@ -226,7 +226,7 @@ impl Work<'_> {
             .filter(|again| again.flags.visible() && !followed.contains(&again.event().event_id))
             .collect();
         let roots = last.iter().map(|again| again.after).collect();
-        let current = resolve_roots(&self.timeline.core, self.version, &roots).await?;
+        let current = resolve_roots(&self.timeline.core, self.version, &roots, None).await?;
         let place = |again: &&Again| (again.event().event_id.clone(), u64::from(again.event().depth));
         Ok((last.iter().map(place).collect(), current))
     }
