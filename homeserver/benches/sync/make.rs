@@ -44,6 +44,7 @@ fn core(store: Store, server: &str) -> Core {
             everyone_publishes_rooms: true,
             federation: false,
             push: PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     }
 }

@@ -11,14 +11,17 @@ pub mod backups;
 mod core;
 pub mod delayed;
 pub mod directory;
+pub mod erasure;
 pub mod federation;
 pub mod filters;
 pub mod folds;
 pub mod housekeeping;
 pub mod invite_permission;
 pub mod keys;
+pub mod mail;
 pub mod media;
 pub mod notifications;
+pub mod notices;
 pub mod notifier;
 pub mod outgoing;
 pub mod people;
@@ -30,6 +33,7 @@ pub mod pushers;
 pub mod receipts;
 pub mod relationships;
 pub mod render;
+pub mod rendezvous;
 pub mod reports;
 pub mod rooms_read;
 pub mod search;
@@ -38,10 +42,14 @@ pub mod third_party;
 pub mod thread_subscriptions;
 pub mod timeline;
 pub mod to_device;
+pub mod turn;
 pub mod typing;
 pub mod visibility;
 
-pub use crate::core::{Badge, Core, PasswordCost, PlaintextPolicy, PushSettings, RegistrationMode, Settings};
+pub use crate::core::{
+    AccountSettings, Badge, Core, EmailSettings, NoticeSettings, PasswordCost, PlaintextPolicy, PushSettings,
+    RegistrationMode, Settings, TermsSettings, TurnAccess, TurnSettings,
+};
 pub use waxwing_storage::StoreError;
 
 /// The room versions that this server speaks, oldest first.

@@ -127,7 +127,9 @@ impl People {
                 local.insert(user);
             }
         }
-        let local: Vec<OwnedUserId> = local.into_iter().collect();
+        let mut local: Vec<OwnedUserId> = local.into_iter().collect();
+        let hidden = self.core.store.read().await?.users_hidden(&local).await?;
+        local.retain(|user| !hidden.contains(user));
         let mut profiles = self.core.store.read().await?.profiles_load(&local).await?;
         for user in local {
             let profile = profiles.remove(user.as_str()).unwrap_or_default();

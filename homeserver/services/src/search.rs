@@ -182,7 +182,10 @@ impl Search {
         let mut matched = Vec::new();
         for (room, hits) in by_room {
             for stored in visible_events(&self.core, &viewer.user, &room, hits).await? {
-                matched.push((rank(&stored, &query.keys, words).unwrap_or_default(), stored));
+                // What is seen may be less than what was searched.
+                if let Some(rank) = rank(&stored, &query.keys, words) {
+                    matched.push((rank, stored));
+                }
             }
         }
         Ok(matched)

@@ -72,7 +72,7 @@ pub(crate) async fn last_stay(
 }
 
 /// Those of `events`, all of one room, that `user` may see, in their order. Looks up each different state once.
-/// Events without a state (outliers) are not visible.
+/// Events without a state (outliers) are not visible. Those of erased accounts may come in their redacted form.
 pub async fn visible_events(
     core: &Core,
     user: &UserId,
@@ -105,7 +105,8 @@ pub async fn visible_to(
     let ids: BTreeSet<OwnedEventId> = entries.values().flatten().flatten().cloned().collect();
     let ids: Vec<OwnedEventId> = ids.into_iter().collect();
     let loaded = core.store.events(&ids).await?;
-    Ok(events.into_iter().filter(|stored| may_see(stored, user, last, &entries, &loaded)).collect())
+    let visible = events.into_iter().filter(|stored| may_see(stored, user, last, &entries, &loaded)).collect();
+    crate::erasure::conceal(core, user, visible).await
 }
 
 fn may_see(

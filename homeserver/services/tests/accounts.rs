@@ -39,6 +39,7 @@ async fn server() -> Server {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     Server { accounts: Accounts::new(core, Arc::new(Appservices::default())), clock, _dir: dir }

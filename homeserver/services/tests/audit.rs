@@ -29,6 +29,7 @@ async fn core(dir: &tempfile::TempDir) -> Core {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     }
 }

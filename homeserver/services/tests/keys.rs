@@ -42,6 +42,7 @@ async fn server() -> Server {
             everyone_publishes_rooms: true,
             federation: true,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     Server { keys: Keys::new(core.clone(), None), core, _dir: dir }

@@ -41,6 +41,7 @@ async fn server() -> Server {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     let reader = RoomReader::new(core.clone(), None, None);

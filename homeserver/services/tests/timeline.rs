@@ -38,6 +38,7 @@ async fn server(plaintext: bool) -> Server {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     Server { timeline: Timeline::new(core.clone(), None), core, _dir: dir }

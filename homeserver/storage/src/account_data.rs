@@ -12,7 +12,6 @@ statements! {
     ALL = "SELECT room_id, kind, content FROM account_data WHERE user_id = $1 ORDER BY room_id, kind";
     SET = "INSERT INTO account_data (user_id, room_id, kind, content) VALUES ($1, $2, $3, $4) ON CONFLICT (user_id, room_id, kind) DO UPDATE SET content = excluded.content";
     REMOVE = "DELETE FROM account_data WHERE user_id = $1 AND room_id = $2 AND kind = $3";
-    REMOVE_ALL = "DELETE FROM account_data WHERE user_id = $1";
     OF_KIND = "SELECT user_id, content FROM account_data WHERE room_id = '' AND kind = $1 AND user_id > $2 ORDER BY user_id LIMIT $3";
 }
 
@@ -129,12 +128,5 @@ impl crate::Tx {
             self.log_append(row(user, room, kind));
         }
         Ok(removed > 0)
-    }
-
-    /// Removes everything of a user, without announcing it: for erased accounts.
-    pub async fn account_data_remove_all(&mut self, user: &UserId) -> StoreResult<()> {
-        let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(REMOVE_ALL).bind(user.as_str()).execute(c).await.map(|_| ()))?;
-        Ok(())
     }
 }

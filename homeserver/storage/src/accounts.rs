@@ -2,14 +2,20 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
-use crate::sql::statements;
+use crate::sql::{CHUNK, list, padded, statements};
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use sqlx::AssertSqlSafe;
 
 statements! {
-    USER = "SELECT user_id, password_hash, admin, guest, deactivated, locked, suspended, appservice, created_at FROM users WHERE user_id = $1";
+    USER = "SELECT user_id, password_hash, admin, guest, deactivated, locked, suspended, erased, appservice, created_at FROM users WHERE user_id = $1";
     USER_INSERT = "INSERT INTO users (user_id, password_hash, admin, guest, appservice, created_at) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (user_id) DO NOTHING";
     USER_PASSWORD = "UPDATE users SET password_hash = $2 WHERE user_id = $1";
-    USER_STANDING = "UPDATE users SET admin = $2, guest = $3, locked = $4, suspended = $5, deactivated = $6 WHERE user_id = $1";
+    USER_STANDING = "UPDATE users SET admin = $2, guest = $3, locked = $4, suspended = $5, deactivated = $6, erased = $7 WHERE user_id = $1";
+    USERS = "SELECT user_id, password_hash, admin, guest, deactivated, locked, suspended, erased, appservice, created_at FROM users WHERE user_id > $1 ORDER BY user_id LIMIT $2";
+    USERS_COUNT = "SELECT COUNT(*) FROM users";
+    ERASED = "SELECT user_id FROM users WHERE erased";
+    CLOSED_IN_ROOMS = "SELECT DISTINCT u.user_id FROM users u JOIN members m ON m.user_id = u.user_id WHERE u.deactivated AND m.membership IN ('join', 'invite', 'knock') ORDER BY u.user_id LIMIT $1";
+    HIDDEN = "SELECT user_id FROM users WHERE (deactivated OR locked) AND user_id IN ($list)";
     ANY_USER = "SELECT user_id FROM users WHERE NOT guest AND appservice IS NULL LIMIT 1";
     DEVICES = "SELECT user_id, device_id, display_name, created_at, last_seen_at, last_seen_ip, user_agent FROM devices WHERE user_id = $1 ORDER BY created_at, device_id";
     DEVICE = "SELECT user_id, device_id, display_name, created_at, last_seen_at, last_seen_ip, user_agent FROM devices WHERE user_id = $1 AND device_id = $2";
@@ -37,6 +43,8 @@ pub struct UserRow {
     pub locked: bool,
     /// Suspended.
     pub suspended: bool,
+    /// Closed, and its events are shown only to those who could see them before.
+    pub erased: bool,
     /// The application service that made it.
     pub appservice: Option<String>,
     /// When it was made, in milliseconds since the Unix epoch.
@@ -62,11 +70,27 @@ pub struct DeviceRow {
     pub user_agent: Option<String>,
 }
 
-type UserColumns = (String, Option<String>, bool, bool, bool, bool, bool, Option<String>, i64);
+type UserColumns = (String, Option<String>, bool, bool, bool, bool, bool, bool, Option<String>, i64);
 type DeviceColumns = (String, String, Option<String>, i64, Option<i64>, Option<String>, Option<String>);
 
 fn user_id(table: &'static str, user: &str) -> StoreResult<OwnedUserId> {
     OwnedUserId::try_from(user).map_err(|error| StoreError::corrupt(table, user, error))
+}
+
+fn decode_user(columns: UserColumns) -> StoreResult<UserRow> {
+    let (user, password_hash, admin, guest, deactivated, locked, suspended, erased, appservice, at) = columns;
+    Ok(UserRow {
+        user_id: user_id("users", &user)?,
+        password_hash,
+        admin,
+        guest,
+        deactivated,
+        locked,
+        suspended,
+        erased,
+        appservice,
+        created_at: at as u64,
+    })
 }
 
 fn decode_device(columns: DeviceColumns) -> StoreResult<DeviceRow> {
@@ -87,21 +111,53 @@ impl Conn {
     pub async fn user_load(&mut self, user: &UserId) -> StoreResult<Option<UserRow>> {
         let found: Option<UserColumns> =
             on_engine!(self, |c| sqlx::query_as(USER).bind(user.as_str()).fetch_optional(c).await)?;
-        let Some((user, password_hash, admin, guest, deactivated, locked, suspended, appservice, at)) = found
-        else {
-            return Ok(None);
-        };
-        Ok(Some(UserRow {
-            user_id: user_id("users", &user)?,
-            password_hash,
-            admin,
-            guest,
-            deactivated,
-            locked,
-            suspended,
-            appservice,
-            created_at: at as u64,
-        }))
+        found.map(decode_user).transpose()
+    }
+
+    /// Accounts after `after` in the order of their ids, closed ones too.
+    pub async fn users_after(&mut self, after: &str, limit: i64) -> StoreResult<Vec<UserRow>> {
+        let found: Vec<UserColumns> =
+            on_engine!(self, |c| sqlx::query_as(USERS).bind(after).bind(limit).fetch_all(c).await)?;
+        found.into_iter().map(decode_user).collect()
+    }
+
+    /// How many accounts there are, closed ones too.
+    pub async fn users_count(&mut self) -> StoreResult<i64> {
+        let (count,): (i64,) = on_engine!(self, |c| sqlx::query_as(USERS_COUNT).fetch_one(c).await)?;
+        Ok(count)
+    }
+
+    /// Those whose events are shown only to who could see them before.
+    pub async fn users_erased(&mut self) -> StoreResult<Vec<OwnedUserId>> {
+        let found: Vec<(String,)> = on_engine!(self, |c| sqlx::query_as(ERASED).fetch_all(c).await)?;
+        found.into_iter().map(|(user,)| user_id("users", &user)).collect()
+    }
+
+    /// Closed accounts that are in rooms or invited still, at most `limit`.
+    pub async fn users_closed_in_rooms(&mut self, limit: i64) -> StoreResult<Vec<OwnedUserId>> {
+        let found: Vec<(String,)> =
+            on_engine!(self, |c| sqlx::query_as(CLOSED_IN_ROOMS).bind(limit).fetch_all(c).await)?;
+        found.into_iter().map(|(user,)| user_id("users", &user)).collect()
+    }
+
+    /// Those of `users` whose accounts are closed or locked.
+    pub async fn users_hidden(&mut self, users: &[OwnedUserId]) -> StoreResult<Vec<OwnedUserId>> {
+        let mut hidden = Vec::new();
+        for chunk in users.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(HIDDEN, 1, chunk.len());
+            let found: Vec<(String,)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for user in &chunk {
+                    query = query.bind(user.as_str());
+                }
+                query.fetch_all(c).await
+            })?;
+            for (user,) in found {
+                hidden.push(user_id("users", &user)?);
+            }
+        }
+        Ok(hidden)
     }
 
     /// Whether there is an account, those of guests and application services aside.
@@ -158,7 +214,7 @@ impl crate::Tx {
         Ok(set > 0)
     }
 
-    /// Sets the flags of an account: administrator, guest, locked, suspended, deactivated.
+    /// Sets the flags of an account: administrator, guest, locked, suspended, deactivated, erased.
     pub async fn user_standing_set(&mut self, row: &UserRow) -> StoreResult<bool> {
         let conn = self.writing().await?;
         let set = on_engine!(conn, |c| sqlx::query(USER_STANDING)
@@ -168,6 +224,7 @@ impl crate::Tx {
             .bind(row.locked)
             .bind(row.suspended)
             .bind(row.deactivated)
+            .bind(row.erased)
             .execute(c)
             .await
             .map(|done| done.rows_affected()))?;

@@ -18,6 +18,7 @@ mod delayed;
 mod device_lists;
 mod dialect;
 mod engine;
+mod erased;
 mod error;
 mod events;
 mod filters;
@@ -25,6 +26,7 @@ mod group;
 mod inbound_transactions;
 mod keys;
 mod leases;
+mod leavings;
 mod log;
 mod media;
 mod members;
@@ -40,10 +42,12 @@ mod receipts;
 mod registration;
 mod relation_claims;
 mod relations;
+mod rendezvous;
 mod reports;
 mod rooms;
 mod search;
 mod server_keys;
+mod server_notices;
 mod sliding;
 mod sql;
 mod staging;
@@ -53,6 +57,7 @@ mod store;
 mod sync_reads;
 mod tail;
 mod thread_subscriptions;
+mod threepids;
 mod to_device;
 mod tokens;
 mod tx;
@@ -64,6 +69,7 @@ pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
 pub use device_lists::DeviceListRow;
 pub use engine::{Conn, Engine};
+pub use erased::ERASED;
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
 pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
@@ -78,6 +84,7 @@ pub use pushers::{PusherKey, PusherRow, PusherTry};
 pub use receipts::ReceiptRow;
 pub use registration::RegistrationTokenRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
+pub use rendezvous::RendezvousRow;
 pub use reports::ReportRow;
 pub use rooms::RoomRow;
 pub use search::{search_text, search_words};
@@ -89,6 +96,7 @@ pub use store::Store;
 pub use sync_reads::Hero;
 pub use tail::Tail;
 pub use thread_subscriptions::{THREAD_SUBSCRIPTION, ThreadSubscriptionRow};
+pub use threepids::{ThreepidRow, ValidationRow};
 pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 
@@ -109,6 +117,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("inbound_transactions", inbound_transactions::STATEMENTS),
     ("keys", keys::STATEMENTS),
     ("leases", leases::STATEMENTS),
+    ("leavings", leavings::STATEMENTS),
     ("log", log::STATEMENTS),
     ("media", media::STATEMENTS),
     ("members", members::STATEMENTS),
@@ -122,16 +131,19 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("receipts", receipts::STATEMENTS),
     ("relation_claims", relation_claims::STATEMENTS),
     ("relations", relations::STATEMENTS),
+    ("rendezvous", rendezvous::STATEMENTS),
     ("reports", reports::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
     ("search", search::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
+    ("server_notices", server_notices::STATEMENTS),
     ("sliding", sliding::STATEMENTS),
     ("staging", staging::STATEMENTS),
     ("state", state::STATEMENTS),
     ("sticky", sticky::STATEMENTS),
     ("sync_reads", sync_reads::STATEMENTS),
     ("thread_subscriptions", thread_subscriptions::STATEMENTS),
+    ("threepids", threepids::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
     ("accounts", accounts::STATEMENTS),

@@ -1,6 +1,7 @@
 //! The store: one database, one writer of groups, one tail of the log.
 
 use crate::engine::{Conn, Engine, Pools};
+use crate::erased::ErasedUsers;
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::group::{self, Answer, Job, QUEUE_LIMIT};
@@ -51,6 +52,7 @@ pub(crate) struct Inner {
     pub nodes: Arc<NodeCache>,
     pub events: Arc<EventCache>,
     pub servers: Arc<ServerCache>,
+    pub erased: ErasedUsers,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<BTreeSet<OwnedServerName>>,
     outbox_changed: Notify,
@@ -85,6 +87,7 @@ impl Store {
             nodes: Arc::new(NodeCache::new()),
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
+            erased: ErasedUsers::default(),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
@@ -126,6 +129,10 @@ impl Store {
     /// How many writes wait for the next group, at most 4,096.
     pub fn waiting(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    pub(crate) fn erased_users(&self) -> &ErasedUsers {
+        &self.inner.erased
     }
 
     pub(crate) fn nodes(&self) -> &NodeCache {

@@ -86,6 +86,36 @@ pub enum AccountError {
     /// The user belongs to another server.
     #[error("the user belongs to another server")]
     RemoteUser,
+    /// A parameter is not what it must be.
+    #[error("{0}")]
+    InvalidParam(&'static str),
+    /// There is no mail server, or no gateway to telephones.
+    #[error("this server sends nothing there")]
+    MediumNotSupported,
+    /// The operator does not want this address here, or the account has too many.
+    #[error("this address is not allowed")]
+    AddressDenied,
+    /// The address is another account's.
+    #[error("this address is in use")]
+    AddressInUse,
+    /// The address is not the account's.
+    #[error("this address is not known")]
+    AddressNotFound,
+    /// There is no such session, or it is not validated, or was used: the same answer for all.
+    #[error("no validated session was found")]
+    NotValidated,
+    /// There is no such session.
+    #[error("there is no such session")]
+    NoSession,
+    /// The session takes no token any more.
+    #[error("the session has expired")]
+    SessionExpired,
+    /// The token is not that of the letter.
+    #[error("the token is not right")]
+    WrongToken,
+    /// No letter could be sent just now.
+    #[error("the letter could not be sent; try again later")]
+    MailBusy,
     /// The password could not be hashed.
     #[error("hashing: {0}")]
     Hash(String),

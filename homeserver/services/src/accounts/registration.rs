@@ -1,6 +1,7 @@
 //! Making accounts: <https://spec.matrix.org/v1.19/client-server-api/#account-registration>.
 
 use super::sessions::NewSession;
+use super::addresses::{self, Proof};
 use super::{AccountError, Accounts, DeviceWish, Session, names};
 use crate::RegistrationMode;
 use hmac::{Hmac, KeyInit, Mac};
@@ -32,6 +33,8 @@ pub struct NewAccount {
     pub registration_token: Option<String>,
     /// The access token of a guest that the account grows out of.
     pub guest_access_token: Option<String>,
+    /// The address that was shown; it becomes the account's.
+    pub email: Option<Proof>,
     /// What the first session wants; none: there is no session yet.
     pub session: Option<DeviceWish>,
 }
@@ -58,7 +61,8 @@ impl Accounts {
         if self.appservices.exclusive_owner(&id).is_some() {
             return Err(AccountError::Exclusive);
         }
-        if self.core.store.read().await?.user_load(&id).await?.is_some() {
+        let mut conn = self.core.store.read().await?;
+        if self.core.is_notices_user(&id) || conn.user_load(&id).await?.is_some() {
             return Err(AccountError::UserInUse);
         }
         Ok(id)
@@ -79,6 +83,7 @@ impl Accounts {
             deactivated: false,
             locked: false,
             suspended: false,
+            erased: false,
             appservice: new.appservice.clone(),
             created_at: self.core.now(),
         };
@@ -86,14 +91,18 @@ impl Accounts {
             Some(wish) => Some(NewSession::new(&self.core, wish.clone())?),
             None => None,
         };
-        let (core, begun, token) = (self.core.clone(), session.clone(), new.registration_token);
-        let upgraded = new.guest_access_token.is_some();
+        let (core, begun) = (self.core.clone(), session.clone());
+        let shown = Shown {
+            upgraded: new.guest_access_token.is_some(),
+            token: new.registration_token,
+            email: new.email,
+        };
         self.core
             .store
             .write("account made", Vec::new(), move |tx| {
-                let (core, begun, row, token) = (core.clone(), begun.clone(), row.clone(), token.clone());
+                let (core, begun, row, shown) = (core.clone(), begun.clone(), row.clone(), shown.clone());
                 Box::pin(async move {
-                    insert(tx, row.clone(), upgraded, token.as_deref()).await?;
+                    insert(tx, row.clone(), &shown).await?;
                     if let Some(begun) = &begun {
                         begun.begin(&core, tx, &row.user_id).await?;
                     }
@@ -333,20 +342,27 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
-async fn insert(
-    tx: &mut Tx,
-    mut row: UserRow,
+/// What was shown before the account was made.
+#[derive(Clone)]
+struct Shown {
+    /// The token of a guest.
     upgraded: bool,
-    token: Option<&str>,
-) -> Result<(), AccountError> {
+    token: Option<String>,
+    email: Option<Proof>,
+}
+
+async fn insert(tx: &mut Tx, mut row: UserRow, shown: &Shown) -> Result<(), AccountError> {
     let now = row.created_at;
-    if let Some(token) = token {
+    if let Some(proof) = &shown.email {
+        addresses::give(tx, &row.user_id, proof, now).await?;
+    }
+    if let Some(token) = &shown.token {
         row.admin |= tx.registration_token_load(token).await?.is_some_and(|found| found.admin);
         if !tx.registration_token_use(token, now).await? {
             return Err(AccountError::BadRegistrationToken);
         }
     }
-    if upgraded {
+    if shown.upgraded {
         let before = tx.user_load(&row.user_id).await?.filter(|before| before.guest && !before.deactivated);
         before.ok_or(AccountError::UnknownUser)?;
         tx.user_standing_set(&row).await?;

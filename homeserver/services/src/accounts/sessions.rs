@@ -16,6 +16,20 @@ const LONGEST_DEVICE_ID: usize = 255;
 /// Longer names of devices are cut off by nobody but refused nowhere; this is what we keep.
 pub(super) const LONGEST_DEVICE_NAME: usize = 256;
 
+/// How somebody names the account to log in to: <https://spec.matrix.org/v1.19/client-server-api/#identifier-types>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginName<'a> {
+    /// A user id or its local part.
+    User(&'a str),
+    /// An address of the account.
+    Address {
+        /// `email`; addresses of other media are nobody's.
+        medium: &'a str,
+        /// The address.
+        address: &'a str,
+    },
+}
+
 /// What a login wants of its device.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceWish {
@@ -159,33 +173,24 @@ fn may_log_in(user: &UserRow) -> Result<(), AccountError> {
 }
 
 impl Accounts {
-    /// Logs in with a password. `user`: a user id or its local part.
+    /// Logs in with a password.
     pub async fn login_password(
         &self,
-        user: &str,
+        name: LoginName<'_>,
         password: &str,
         wish: DeviceWish,
     ) -> Result<Session, AccountError> {
-        let user = self.check_password(user, password).await?;
+        let user = self.check_password(name, password).await?;
         self.begin_session(user, wish).await
     }
 
     /// The user who has this name and password.
     pub(super) async fn check_password(
         &self,
-        user: &str,
+        name: LoginName<'_>,
         password: &str,
     ) -> Result<OwnedUserId, AccountError> {
-        let mut found = None;
-        {
-            let mut conn = self.core.store.read().await?;
-            for id in names::login_candidates(user, &self.core.server_name) {
-                found = conn.user_load(&id).await?;
-                if found.is_some() {
-                    break;
-                }
-            }
-        }
+        let found = self.named(name).await?;
         if let Some(row) = &found
             && row.deactivated
         {
@@ -194,6 +199,22 @@ impl Accounts {
         let hash = found.as_ref().and_then(|row| row.password_hash.as_deref());
         let fits = self.hasher.verify(password, hash).await?;
         found.filter(|_| fits).map(|row| row.user_id).ok_or(AccountError::WrongPassword)
+    }
+
+    async fn named(&self, name: LoginName<'_>) -> Result<Option<UserRow>, AccountError> {
+        let ids = match name {
+            LoginName::User(user) => names::login_candidates(user, &self.core.server_name),
+            LoginName::Address { medium, address } => {
+                self.owner_of(medium, address).await?.map(|owner| owner.user_id).into_iter().collect()
+            }
+        };
+        let mut conn = self.core.store.read().await?;
+        for id in ids {
+            if let Some(row) = conn.user_load(&id).await? {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
     }
 
     /// Logs a user of an application service in, who has no password.

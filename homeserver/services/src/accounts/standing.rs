@@ -1,17 +1,10 @@
-//! What becomes of accounts: passwords, closing, and what administrators do.
+//! What becomes of accounts: passwords and closing.
 
-use super::{AccountError, Accounts, Requester, devices};
-use ruma::{DeviceId, UserId};
-use waxwing_storage::{DeviceRow, Fact, NewRow, UserRow};
-
-/// What an administrator can do to an account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Locked: <https://spec.matrix.org/v1.19/client-server-api/#account-locking>.
-    Locked,
-    /// Suspended: <https://spec.matrix.org/v1.19/client-server-api/#account-suspension>.
-    Suspended,
-}
+use super::addresses::EMAIL;
+use super::{AccountError, Accounts, Proof, devices};
+use crate::Core;
+use ruma::{DeviceId, OwnedUserId, UserId};
+use waxwing_storage::{ERASED, Fact, NewRow, Tx, UserRow};
 
 impl Accounts {
     /// The account with this id, closed ones too.
@@ -34,20 +27,49 @@ impl Accounts {
             .write("password changed", Vec::new(), move |tx| {
                 let (core, user, kept, hash) = (core.clone(), user.clone(), kept.clone(), hash.clone());
                 Box::pin(async move {
-                    if !tx.user_password_set(&user, Some(&hash)).await? {
-                        return Err(AccountError::UnknownUser);
-                    }
-                    if logout_others {
-                        devices::remove_except(&core, tx, &user, kept.as_deref()).await?;
-                    }
-                    Ok(())
+                    set_password(&core, tx, &user, &hash, kept.as_deref(), logout_others).await
                 })
             })
             .await
     }
 
-    /// Closes an account for ever: no password, no device, no profile. Leaving its rooms is the timeline's business.
-    pub async fn deactivate(&self, user: &UserId) -> Result<(), AccountError> {
+    /// Sets a new password for the account that has the address of `proof`, and uses that up.
+    ///
+    /// # Errors
+    /// [`AccountError::NotValidated`] when it was used before, [`AccountError::AddressNotFound`] when the address is
+    /// nobody's any more, [`AccountError::WeakPassword`].
+    pub async fn reset_password(
+        &self,
+        proof: &Proof,
+        password: &str,
+        logout: bool,
+    ) -> Result<OwnedUserId, AccountError> {
+        let hash = self.hasher.hash(password).await?;
+        let (core, proof, now) = (self.core.clone(), proof.clone(), self.core.now());
+        self.core
+            .store
+            .write("password reset", Vec::new(), move |tx| {
+                let (core, proof, hash) = (core.clone(), proof.clone(), hash.clone());
+                Box::pin(async move {
+                    if !tx.validation_use(&proof.sid, now).await? {
+                        return Err(AccountError::NotValidated);
+                    }
+                    let owner = tx.threepid_load(EMAIL, &proof.address).await?;
+                    let user = owner.ok_or(AccountError::AddressNotFound)?.user_id;
+                    set_password(&core, tx, &user, &hash, None, logout).await?;
+                    Ok(user)
+                })
+            })
+            .await
+    }
+
+    /// Closes an account for ever: no password, no device, no key, no profile, no address, nothing kept for it. With
+    /// `erase`, its events are from now on shown only to those who could see them. Leaving its rooms is the timeline's
+    /// business ([`crate::timeline::Timeline::leave_all`]).
+    ///
+    /// # Errors
+    /// [`AccountError::UnknownUser`].
+    pub async fn deactivate(&self, user: &UserId, erase: bool) -> Result<(), AccountError> {
         let (core, user) = (self.core.clone(), user.to_owned());
         self.core
             .store
@@ -56,13 +78,15 @@ impl Accounts {
                 Box::pin(async move {
                     let mut row = tx.user_load(&user).await?.ok_or(AccountError::UnknownUser)?;
                     row.deactivated = true;
+                    row.erased |= erase;
                     row.admin = false;
+                    row.locked = false;
+                    row.suspended = false;
                     tx.user_standing_set(&row).await?;
                     tx.user_password_set(&user, None).await?;
-                    devices::remove_except(&core, tx, &user, None).await?;
-                    tx.pushers_remove_except(&user, None).await?;
-                    tx.keys_delete_all(&user).await?;
-                    tx.profile_remove(&user).await?;
+                    forget(&core, tx, &user).await?;
+                    let fact = NewRow::new(Fact::Account).user(user.clone());
+                    tx.log_append(if row.erased { fact.data(ERASED) } else { fact });
                     tx.log_append(NewRow::new(Fact::Profile).user(user.clone()));
                     tx.log_append(NewRow::new(Fact::DeviceList).user(user));
                     Ok(())
@@ -70,68 +94,33 @@ impl Accounts {
             })
             .await
     }
+}
 
-    /// Whether an account is locked or suspended.
-    pub async fn standing(
-        &self,
-        by: &Requester,
-        user: &UserId,
-        which: Standing,
-    ) -> Result<bool, AccountError> {
-        let row = self.governed(by, user).await?;
-        Ok(match which {
-            Standing::Locked => row.locked,
-            Standing::Suspended => row.suspended,
-        })
+async fn set_password(
+    core: &Core,
+    tx: &mut Tx,
+    user: &UserId,
+    hash: &str,
+    kept: Option<&DeviceId>,
+    logout_others: bool,
+) -> Result<(), AccountError> {
+    let row = tx.user_load(user).await?.ok_or(AccountError::UnknownUser)?;
+    if row.deactivated {
+        return Err(AccountError::Deactivated);
     }
+    tx.user_password_set(user, Some(hash)).await?;
+    if logout_others {
+        devices::remove_except(core, tx, user, kept).await?;
+    }
+    Ok(())
+}
 
-    /// Locks or suspends an account, or ends that.
-    pub async fn set_standing(
-        &self,
-        by: &Requester,
-        user: &UserId,
-        which: Standing,
-        on: bool,
-    ) -> Result<(), AccountError> {
-        let row = self.governed(by, user).await?;
-        if row.user_id == by.user_id || row.admin {
-            return Err(AccountError::Protected);
-        }
-        let user = user.to_owned();
-        self.core
-            .store
-            .write("account standing", Vec::new(), move |tx| {
-                let user = user.clone();
-                Box::pin(async move {
-                    let mut row = tx.user_load(&user).await?.ok_or(AccountError::UnknownUser)?;
-                    match which {
-                        Standing::Locked => row.locked = on,
-                        Standing::Suspended => row.suspended = on,
-                    }
-                    tx.user_standing_set(&row).await?;
-                    tx.log_append(NewRow::new(Fact::Account).user(user));
-                    Ok(())
-                })
-            })
-            .await
-    }
-
-    /// The devices of a user with when and from where they were seen; for the user and for administrators.
-    pub async fn whois(&self, by: &Requester, user: &UserId) -> Result<Vec<DeviceRow>, AccountError> {
-        if by.user_id != user {
-            self.governed(by, user).await?;
-        }
-        self.devices(user).await
-    }
-
-    /// The account, for an administrator. Rights are checked before anything is looked up.
-    async fn governed(&self, by: &Requester, user: &UserId) -> Result<UserRow, AccountError> {
-        if !by.is_admin {
-            return Err(AccountError::NotAdmin);
-        }
-        if !self.core.is_local(user) {
-            return Err(AccountError::RemoteUser);
-        }
-        self.user(user).await?.filter(|row| !row.deactivated).ok_or(AccountError::UnknownUser)
-    }
+/// Takes away whatever is kept for a user beside events.
+async fn forget(core: &Core, tx: &mut Tx, user: &UserId) -> Result<(), AccountError> {
+    devices::remove_except(core, tx, user, None).await?;
+    tx.pushers_remove_except(user, None).await?;
+    tx.keys_delete_all(user).await?;
+    tx.leavings_delete(user).await?;
+    tx.profile_remove(user).await?;
+    Ok(())
 }

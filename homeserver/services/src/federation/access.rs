@@ -133,9 +133,14 @@ impl Federation {
         events: &[Arc<StoredEvent>],
     ) -> Result<Vec<bool>, FederationError> {
         let users = self.core.store.read().await?.members_of_server(room, origin).await?;
+        let concealed = crate::erasure::concealed(&self.core, &users, events).await?;
         let mut known: BTreeMap<NodeId, bool> = BTreeMap::new();
         let mut seen = Vec::with_capacity(events.len());
         for stored in events {
+            if concealed.contains(&stored.event.event_id) {
+                seen.push(false);
+                continue;
+            }
             // State events that let servers take part are seen by whoever takes part.
             let Some(root) = stored.state_before else {
                 seen.push(stored.event.is_state());

@@ -136,7 +136,9 @@ impl Plan {
             state.set("m.room.canonical_alias", "", &json!({ "alias": alias }))?;
         }
         preset_state(&mut state, wanted.preset, &wanted)?;
-        let sealed = !timeline.core.settings.plaintext.accept && !is_space;
+        // The server itself has no keys to write its notices with.
+        let notices = timeline.core.is_notices_user(&creator);
+        let sealed = !timeline.core.settings.plaintext.accept && !is_space && !notices;
         if sealed
             && !wanted
                 .initial_state

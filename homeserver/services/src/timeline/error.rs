@@ -59,6 +59,9 @@ pub enum TimelineError {
     /// The account is suspended.
     #[error("this account is suspended")]
     Suspended,
+    /// The server writes its notices there; an invitation to it cannot be rejected.
+    #[error("you cannot reject this invitation")]
+    NoticeRoom,
     /// Sealing.
     #[error(transparent)]
     Sealed(#[from] Refusal),

@@ -83,7 +83,12 @@ impl Timeline {
                     ];
                     let state = state_events(tx, row.state_root, &keys).await?;
                     let create = state.get(&keys[0]).ok_or(TimelineError::NoRoom)?;
-                    sealed::check_local_join(create, state.get(&keys[1]).map(|event| &**event), policy)?;
+                    let encryption = state.get(&keys[1]).map(|event| &**event);
+                    if let Err(refusal) = sealed::check_local_join(create, encryption, policy)
+                        && !tx.is_notice_room(&join.room).await?
+                    {
+                        return Err(refusal.into());
+                    }
                     let mut content = content.clone();
                     match authorise_restricted(&core, tx, &join.room, user, &row.version, &state).await? {
                         Restricted::No => {}

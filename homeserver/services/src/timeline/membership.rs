@@ -78,7 +78,8 @@ impl Timeline {
     /// servers are told; when none can be reached the user is out all the same.
     ///
     /// # Errors
-    /// [`TimelineError::NotInRoom`] when there is nothing to leave.
+    /// [`TimelineError::NotInRoom`] when there is nothing to leave, [`TimelineError::NoticeRoom`] for an invitation to
+    /// where the server writes its notices.
     pub async fn leave(
         &self,
         author: &Author,
@@ -93,15 +94,30 @@ impl Timeline {
         match row.membership.as_str() {
             "leave" => return Ok(()),
             "ban" => return Err(TimelineError::Forbidden("you are banned from this room".to_owned())),
+            "invite" if self.core.is_notices_user(&row.sender) => {
+                if self.core.store.read().await?.is_notice_room(room).await? {
+                    return Err(TimelineError::NoticeRoom);
+                }
+            }
             _ => {}
         }
+        self.leave_whatever(author, &row, reason).await
+    }
+
+    async fn leave_whatever(
+        &self,
+        author: &Author,
+        row: &MemberRow,
+        reason: Option<String>,
+    ) -> Result<(), TimelineError> {
+        let room = &row.room_id;
         if self.resident(room).await? {
             return self.leave_here(author, room, reason).await;
         }
-        let left = self.leave_elsewhere(&row, reason).await;
+        let left = self.leave_elsewhere(row, reason).await;
         if let Err(error) = left {
             tracing::info!(%room, %error, "no server of the room took the leave; leaving here only");
-            self.leave_outside(&row, None).await?;
+            self.leave_outside(row, None).await?;
         }
         Ok(())
     }
@@ -216,7 +232,7 @@ impl Timeline {
         let rows = self.core.store.read().await?.memberships_of(user).await?;
         let author = Author::new(user);
         for row in rows.iter().filter(|row| matches!(row.membership.as_str(), "join" | "invite" | "knock")) {
-            if let Err(error) = self.leave(&author, &row.room_id, None).await {
+            if let Err(error) = self.leave_whatever(&author, row, None).await {
                 tracing::warn!(room = %row.room_id, %error, "a deactivated account could not leave a room");
             }
         }

@@ -108,7 +108,8 @@ impl Timeline {
         let plaintext = &self.core.settings.plaintext;
         let excepted = plaintext.accept
             || plaintext.rooms.iter().any(|other| other == room)
-            || author.appservice.as_ref().is_some_and(|id| plaintext.appservices.contains(id));
+            || author.appservice.as_ref().is_some_and(|id| plaintext.appservices.contains(id))
+            || self.core.is_notices_user(&author.user);
         SealPolicy {
             plaintext: if excepted { Plaintext::Accept } else { Plaintext::Refuse },
             ..SealPolicy::default()

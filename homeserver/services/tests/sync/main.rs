@@ -53,6 +53,7 @@ async fn server() -> Server {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     on(core, Some(dir)).await

@@ -40,6 +40,11 @@ impl From<TimelineError> for ApiError {
                 ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
             }
             TimelineError::Suspended => ApiError::suspended(),
+            TimelineError::NoticeRoom => ApiError::custom(
+                StatusCode::FORBIDDEN,
+                "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM",
+                "You cannot reject this invitation",
+            ),
             TimelineError::Sealed(refusal) => ApiError::forbidden(refusal),
             TimelineError::InviteBlocked => {
                 ApiError::custom(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "Invitations are blocked")
