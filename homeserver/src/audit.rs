@@ -24,7 +24,9 @@ pub async fn run(config: &Config, show_event: Option<&str>) -> anyhow::Result<bo
         rooms: config.plaintext_rooms.clone(),
         appservices: config.plaintext_appservices.clone(),
     };
-    let report = audit::run(&store, &policy).await.context("the audit could not be finished")?;
+    let notices = crate::people::notices_user(config)?;
+    let report =
+        audit::run(&store, &policy, notices.as_deref()).await.context("the audit could not be finished")?;
     println!("{report}");
     Ok(report.is_clean())
 }

@@ -8,6 +8,7 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use waxwing_services::accounts::Change;
 
 /// A Matrix homeserver for an organisation.
 #[derive(Debug, Parser)]
@@ -70,6 +71,57 @@ enum UserCommand {
         #[arg(long)]
         admin: bool,
     },
+    /// Print all accounts: id, time of creation (milliseconds), standing; separated by tabs
+    List,
+    /// Set the password of an account
+    Password {
+        /// The user, by name or id
+        name: String,
+        /// Read the password from standard input, up to the end of the line
+        #[arg(long, required = true)]
+        password_stdin: bool,
+        /// Leave the sessions of the account as they are
+        #[arg(long)]
+        keep_sessions: bool,
+    },
+    /// Lock an account: it can do nothing but log out, until it is unlocked
+    Lock {
+        /// The user, by name or id
+        name: String,
+    },
+    /// Unlock an account
+    Unlock {
+        /// The user, by name or id
+        name: String,
+    },
+    /// Suspend an account: it can read and leave, but not speak
+    Suspend {
+        /// The user, by name or id
+        name: String,
+    },
+    /// End the suspension of an account
+    Unsuspend {
+        /// The user, by name or id
+        name: String,
+    },
+    /// Make an account an administrator
+    Promote {
+        /// The user, by name or id
+        name: String,
+    },
+    /// Make an administrator an ordinary user
+    Demote {
+        /// The user, by name or id
+        name: String,
+    },
+    /// Close an account for ever; its name is never given again
+    Deactivate {
+        /// The user, by name or id
+        name: String,
+        /// Show its events to nobody who could not see them before
+        #[arg(long)]
+        erase: bool,
+    },
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -121,15 +173,34 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             runtime.block_on(node::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::User { command: UserCommand::Create { name, admin, password_stdin: _ } } => {
-            let password = user::read_password(std::io::stdin().lock())?;
-            runtime.block_on(user::create(&config, &name, password, admin))?;
+        Command::User { command } => {
+            runtime.block_on(manage(&config, command))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Audit { show_event } => {
             let clean = runtime.block_on(audit::run(&config, show_event.as_deref()))?;
             Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+    }
+}
+
+async fn manage(config: &Config, command: UserCommand) -> anyhow::Result<()> {
+    let typed = || user::read_password(std::io::stdin().lock());
+    match command {
+        UserCommand::Create { name, admin, password_stdin: _ } => {
+            user::create(config, &name, typed()?, admin).await
+        }
+        UserCommand::List => user::list(config).await,
+        UserCommand::Password { name, keep_sessions, password_stdin: _ } => {
+            user::password(config, &name, typed()?, !keep_sessions).await
+        }
+        UserCommand::Lock { name } => user::change(config, &name, Change::Locked(true)).await,
+        UserCommand::Unlock { name } => user::change(config, &name, Change::Locked(false)).await,
+        UserCommand::Suspend { name } => user::change(config, &name, Change::Suspended(true)).await,
+        UserCommand::Unsuspend { name } => user::change(config, &name, Change::Suspended(false)).await,
+        UserCommand::Promote { name } => user::change(config, &name, Change::Admin(true)).await,
+        UserCommand::Demote { name } => user::change(config, &name, Change::Admin(false)).await,
+        UserCommand::Deactivate { name, erase } => user::deactivate(config, &name, erase).await,
     }
 }
 

@@ -10,7 +10,9 @@ mod values;
 
 pub use example::example;
 pub use load::{ConfigError, Sources, load};
-pub use values::{Addresses, Badge, LogFormat, Plaintext, Rate, Registration, RoomListPublication, Secret};
+pub use values::{
+    Addresses, Badge, LogFormat, MailTls, Plaintext, Rate, Registration, RoomListPublication, Secret,
+};
 
 use ruma::{OwnedRoomId, OwnedServerName, RoomVersionId, owned_server_name};
 use setting::settings;
@@ -38,6 +40,8 @@ settings! {
         /// With this secret, tools make accounts over the shared-secret registration API that other servers
         /// have too. Unset: that API is off.
         registration_shared_secret: Option<Secret> = None, example r#""a long random text""#;
+        /// What people call whoever runs this server: pages and mails say it. The default is the server name.
+        organisation: Option<String> = None, example r#""Example Ltd""#;
         /// What happens to messages that are not end-to-end encrypted: `refuse` or `accept`. `waxwing audit` lists
         /// every exception in force.
         plaintext: Plaintext = Plaintext::Refuse;
@@ -69,6 +73,14 @@ settings! {
         push: Push = Push::default();
         /// What one password hash (Argon2id) costs.
         password: Password = Password::default();
+        /// Mail to people: they confirm their addresses by it, and set new passwords.
+        email: Email = Email::default();
+        /// What whoever registers must agree to.
+        terms: Terms = Terms::default();
+        /// Messages of the server itself to its people.
+        server_notices: ServerNotices = ServerNotices::default();
+        /// A TURN server, through which calls of two people go where networks do not let them through directly.
+        turn: Turn = Turn::default();
         /// Where clients and servers that only know the server name find this server.
         well_known: WellKnown = WellKnown::default();
         /// Calls of several people.
@@ -164,6 +176,72 @@ settings! {
         memory_kib: u32 = 19_456;
         /// Passes over that memory.
         iterations: u32 = 2;
+    }
+
+    /// Mail to people.
+    Email {
+        /// The mail server that takes letters for delivery, by name or address. Unset: the server sends no mail, and
+        /// accounts have no e-mail addresses.
+        server: Option<String> = None, example r#""smtp.example.org""#;
+        /// The port. The default is 587 with `tls = "starttls"`, 465 with `"tls"`, 25 with `"none"`.
+        port: Option<u16> = None, example "587";
+        /// How the connection is protected: `starttls`, `tls`, or `none` for a mail server on the same machine. The
+        /// system's certificate authorities are trusted, and those of `tls.extra_roots`.
+        tls: MailTls = MailTls::StartTls;
+        /// The name to log in to the mail server with. Unset: nobody logs in.
+        username: Option<String> = None, example r#""waxwing@example.org""#;
+        /// Its password.
+        password: Option<Secret> = None, example r#""a long random text""#;
+        /// The sender of the letters. The default is `noreply@` and the server name.
+        from: Option<String> = None, example r#""Example Ltd <noreply@example.org>""#;
+        /// Whether whoever registers must show an address.
+        required: bool = false;
+        /// The domains of addresses that people may use. Empty: all.
+        allowed_domains: Vec<String> = Vec::new();
+        /// The hosts to which an app may send the browser after a link in a letter was followed. Empty: all.
+        next_link_domains: Vec<String> = Vec::new();
+    }
+
+    /// Terms of service.
+    Terms {
+        /// The documents, by title: `{ "Privacy policy" = "https://example.org/privacy" }`. Empty: nothing is asked.
+        policies: BTreeMap<String, String> = BTreeMap::new();
+        /// Their version, which clients show.
+        version: String = "1".to_owned();
+        /// Their language.
+        language: String = "en".to_owned();
+    }
+
+    /// Server notices.
+    ServerNotices {
+        /// Whether administrators can have the server write to people (`/_synapse/admin/v1/send_server_notice`). What it
+        /// writes is not encrypted; `waxwing audit` lists that.
+        enabled: bool = false;
+        /// The part before the colon of the user as whom the server writes.
+        localpart: String = "_server".to_owned();
+        /// That user's name.
+        display_name: String = "Server notices".to_owned();
+        /// That user's avatar, and the room's: an `mxc://` address.
+        avatar_url: Option<String> = None, example r#""mxc://example.org/abc""#;
+        /// The name of the room in which each person reads them.
+        room_name: String = "Server notices".to_owned();
+    }
+
+    /// A TURN server.
+    Turn {
+        /// Where it is. Empty: there is none.
+        uris: Vec<String> = Vec::new();
+        /// The secret that it shares with this server (`static-auth-secret` of coturn): people get names and passwords
+        /// that are good for a while.
+        shared_secret: Option<Secret> = None, example r#""a long random text""#;
+        /// Without a shared secret: one name for all.
+        username: Option<String> = None, example r#""caller""#;
+        /// And its password.
+        password: Option<Secret> = None, example r#""a long random text""#;
+        /// How long what is given out is good, in seconds.
+        lifetime_seconds: u64 = 86_400;
+        /// Whether guests get it too.
+        guests: bool = true;
     }
 
     /// Discovery.

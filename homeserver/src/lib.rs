@@ -11,6 +11,7 @@ pub mod listen;
 pub mod logs;
 pub mod metrics;
 pub mod node;
+mod people;
 pub mod signing_key;
 pub mod tls;
 pub mod user;

@@ -1,6 +1,7 @@
 //! Builds the server from its parts: storage, then services, then the API.
 
 use crate::config::{Badge, Config, Plaintext, Rate, Registration, RoomListPublication};
+use crate::people;
 use anyhow::Context;
 use axum::Router;
 use object_store::local::LocalFileSystem;
@@ -25,7 +26,9 @@ use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoin
 use waxwing_services::filters::Filters;
 use waxwing_services::housekeeping::Housekeeping;
 use waxwing_services::keys::Keys;
+use waxwing_services::mail::Mailer;
 use waxwing_services::media::Media;
+use waxwing_services::notices::Notices;
 use waxwing_services::notifications::Notifications;
 use waxwing_services::notifier::Notifier;
 use waxwing_services::outgoing::{Nowhere, Volatile};
@@ -37,6 +40,7 @@ use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::relationships::Relationships;
+use waxwing_services::rendezvous::Rendezvous;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::search::Search;
@@ -76,13 +80,13 @@ pub async fn core(config: &Config, key: KeyPair) -> anyhow::Result<Core> {
         clock: Clock::System,
         store,
         key: Arc::new(key),
-        settings: Arc::new(settings(config)),
+        settings: Arc::new(settings(config)?),
     })
 }
 
 /// The part of the configuration that services act upon.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    Ok(Settings {
         registration: match config.registration {
             Registration::Token => RegistrationMode::Token,
             Registration::Open => RegistrationMode::Open,
@@ -115,7 +119,8 @@ fn settings(config: &Config) -> Settings {
             encrypted_events: config.push.encrypted_events,
             thread_subscriptions: config.push.thread_subscriptions,
         },
-    }
+        accounts: people::settings(config)?,
+    })
 }
 
 /// What application services are asked through.
@@ -236,13 +241,13 @@ fn limits(config: &Config) -> Limits {
     })
 }
 
-/// The accounts and the application services.
-pub fn accounts(config: &Config, core: &Core) -> anyhow::Result<Arc<Accounts>> {
+/// The accounts and the application services. `mailer`: none where no letters are to be sent.
+pub fn accounts(config: &Config, core: &Core, mailer: Option<Mailer>) -> anyhow::Result<Arc<Accounts>> {
     let appservices = match &config.appservices {
         Some(folder) => Appservices::read(folder, &config.server_name)?,
         None => Appservices::default(),
     };
-    Ok(Arc::new(Accounts::new(core.clone(), Arc::new(appservices))))
+    Ok(Arc::new(Accounts::new(core.clone(), Arc::new(appservices), mailer)))
 }
 
 fn well_known(config: &Config) -> WellKnown {
@@ -306,7 +311,8 @@ impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
     pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
-        let accounts = accounts(config, &core)?;
+        let mailer = people::mailer(config, &extra_roots(config)?, &stop)?;
+        let accounts = accounts(config, &core, mailer)?;
         accounts.create_appservice_senders().await?;
         let first_token = accounts.first_token().await?;
         let outgoing = outgoing(config, &core)?;
@@ -335,7 +341,8 @@ impl App {
         let reader = RoomReader::new(core.clone(), history, client.clone());
         let third_party = ThirdParty::new(core.clone(), timeline.clone(), client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client);
-        let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone());
+        let housekeeping =
+            Housekeeping::new(core.clone(), edus.to_device.clone()).with_timeline(timeline.clone());
         let api = Api::new(Parts {
             core: core.clone(),
             well_known: well_known(config),
@@ -347,9 +354,11 @@ impl App {
             federation: federation.clone(),
             delayed: delayed.clone(),
             filters: Filters::new(core.clone()),
+            notices: Notices::new(core.clone(), Arc::clone(&accounts), timeline.clone()),
             notifications: Notifications::new(core.clone(), Arc::clone(sync.unread())),
             people: People::new(core.clone()),
             relationships: Relationships::new(core.clone(), reader.clone(), federation.clone()),
+            rendezvous: Rendezvous::new(core.clone()),
             reports: Reports::new(core.clone()),
             search: Search::new(core.clone()),
             profiles,

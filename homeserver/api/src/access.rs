@@ -47,6 +47,8 @@ const GUESTS: &[(&str, &str)] = &[
     ("GET", "user/{user_id}/filter/{filter_id}"),
     ("POST", "logout"),
     ("POST", "logout/all"),
+    // Whether guests may call is the operator's choice: the handler looks.
+    ("GET", "voip/turnServer"),
 ];
 
 /// What a suspended account may not do: <https://spec.matrix.org/v1.19/client-server-api/#account-suspension>.
@@ -68,6 +70,7 @@ const NOT_SUSPENDED: &[(&str, &str)] = &[
     ("PUT", "profile/{user_id}/{field}"),
     ("DELETE", "profile/{user_id}/{field}"),
     ("PUT", "directory/room/{room_alias}"),
+    ("PUT", "directory/list/room/{room_id}"),
 ];
 
 /// What a locked account may still do.
@@ -83,6 +86,17 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("POST", "refresh", Limited::Login),
     ("POST", "register", Limited::Registration),
     ("GET", "register/available", Limited::Registration),
+    ("POST", "register/email/requestToken", Limited::Mail),
+    ("POST", "account/3pid/email/requestToken", Limited::Mail),
+    ("POST", "account/password/email/requestToken", Limited::Mail),
+    ("POST", "org.matrix.msc4108/rendezvous", Limited::Meeting),
+    ("GET", "org.matrix.msc4108/rendezvous/{id}", Limited::Meeting),
+    ("PUT", "org.matrix.msc4108/rendezvous/{id}", Limited::Meeting),
+    ("DELETE", "org.matrix.msc4108/rendezvous/{id}", Limited::Meeting),
+    ("POST", "io.element.msc4388/rendezvous", Limited::Meeting),
+    ("GET", "io.element.msc4388/rendezvous/{id}", Limited::Meeting),
+    ("PUT", "io.element.msc4388/rendezvous/{id}", Limited::Meeting),
+    ("DELETE", "io.element.msc4388/rendezvous/{id}", Limited::Meeting),
     ("GET", "register/m.login.registration_token/validity", Limited::Registration),
     ("POST", "rooms/{room_id}/join", Limited::Join),
     ("POST", "join/{room_id_or_alias}", Limited::Join),

@@ -10,6 +10,7 @@ mod extract;
 mod federation;
 mod limits;
 mod observe;
+mod pages;
 mod routes;
 mod state;
 
@@ -24,7 +25,7 @@ use axum::Router;
 /// The routes of the client listener. Serve it with connect info, so that addresses are known. Other servers may use
 /// it too: behind a reverse proxy both APIs often share one port, and federation is authenticated by signatures.
 pub fn client_router(api: Api) -> Router {
-    routes::finish(client::routes().merge(federation::routes()), api)
+    routes::finish(client::routes().merge(pages::routes()).merge(federation::routes()), api)
 }
 
 /// The routes of the federation listener.
@@ -39,6 +40,6 @@ mod tests {
     /// Two handlers at one path and method, or two paths that differ in the names of their variables alone, panic here.
     #[test]
     fn no_route_is_in_the_way_of_another() {
-        let _: Router<Api> = client::routes().merge(federation::routes());
+        let _: Router<Api> = client::routes().merge(pages::routes()).merge(federation::routes());
     }
 }

@@ -15,6 +15,15 @@ const CLEAN_UP_EVERY: u32 = 10_000;
 /// organisation may sit behind one address. Far too slow for guessing ids.
 const DELAYED: Rate = Rate { per_second: 50.0, burst: 200 };
 
+/// Tokens of letters that are tried, for each address: a link is opened, confirmed, opened once more. Each session counts
+/// its wrong ones besides.
+const TOKENS: Rate = Rate { per_second: 1.0, burst: 30 };
+/// Letters asked for, for each address of the network and for each address that is written to. An organisation sits
+/// behind few of the former, and on its first day everybody registers.
+const LETTERS: Rate = Rate { per_second: 0.2, burst: 10 };
+/// Places where devices meet, for each address: one for each sign-in, read every second or two meanwhile.
+const MEETINGS: Rate = Rate { per_second: 20.0, burst: 100 };
+
 /// So many a second on the long run, so many at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -44,12 +53,26 @@ pub(crate) enum Limited {
     Upload,
     /// Changes of events that wait to be sent, by address: they need no token.
     Delayed,
+    /// Tokens of letters, by address.
+    Token,
+    /// Letters, by address and by whom they go to.
+    Mail,
+    /// Rendezvous sessions, by address.
+    Meeting,
 }
 
 impl Limited {
     /// Whether it is counted by address, before anybody is known to be who they say.
     pub fn by_address(self) -> bool {
-        matches!(self, Limited::Login | Limited::Registration | Limited::Delayed)
+        matches!(
+            self,
+            Limited::Login
+                | Limited::Registration
+                | Limited::Delayed
+                | Limited::Token
+                | Limited::Mail
+                | Limited::Meeting
+        )
     }
 }
 
@@ -93,6 +116,9 @@ pub struct Limits {
     create_room: Option<Limit>,
     upload: Option<Limit>,
     delayed: Option<Limit>,
+    token: Option<Limit>,
+    mail: Option<Limit>,
+    meeting: Option<Limit>,
     federation: Option<Limit>,
 }
 
@@ -134,6 +160,9 @@ impl Limits {
             create_room: Limit::new(rates.create_room),
             upload: Limit::new(rates.upload),
             delayed: Limit::new(DELAYED),
+            token: Limit::new(TOKENS),
+            mail: Limit::new(LETTERS),
+            meeting: Limit::new(MEETINGS),
             federation: Limit::new(rates.federation),
         }
     }
@@ -152,6 +181,9 @@ impl Limits {
             Limited::CreateRoom => &self.create_room,
             Limited::Upload => &self.upload,
             Limited::Delayed => &self.delayed,
+            Limited::Token => &self.token,
+            Limited::Mail => &self.mail,
+            Limited::Meeting => &self.meeting,
         };
         limit.as_ref().map_or(Ok(()), |limit| limit.check(key))
     }

@@ -13,6 +13,7 @@ use waxwing_services::federation::Federation;
 use waxwing_services::filters::Filters;
 use waxwing_services::keys::Keys;
 use waxwing_services::media::Media;
+use waxwing_services::notices::Notices;
 use waxwing_services::notifications::Notifications;
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
@@ -21,6 +22,7 @@ use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::relationships::Relationships;
+use waxwing_services::rendezvous::Rendezvous;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::RoomReader;
 use waxwing_services::search::Search;
@@ -53,12 +55,16 @@ pub struct Parts {
     pub federation: Option<Federation>,
     /// Stored filters.
     pub filters: Filters,
+    /// What the server writes to its users.
+    pub notices: Notices,
     /// What users were notified of.
     pub notifications: Notifications,
     /// Finding people.
     pub people: People,
     /// Walking from event to event.
     pub relationships: Relationships,
+    /// Where devices meet to sign in.
+    pub rendezvous: Rendezvous,
     /// Reports.
     pub reports: Reports,
     /// Finding messages.

@@ -2,6 +2,7 @@
 
 use crate::Core;
 use crate::federation::ANSWERS_KEPT_FOR;
+use crate::timeline::Timeline;
 use crate::to_device::ToDevice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ const EVERY: Duration = Duration::from_hours(1);
 /// The lease of the node that does it, a little shorter than [`EVERY`] so that it is free at the next turn.
 const LEASE: Duration = Duration::from_mins(55);
 const LEASE_NAME: &str = "housekeeping";
+/// Closed accounts taken out of their rooms in one turn: each leave may ask other servers.
+const CLOSED_AT_ONCE: i64 = 20;
 
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,13 +33,21 @@ pub struct Forgotten {
 pub struct Housekeeping {
     core: Core,
     to_device: ToDevice,
+    timeline: Option<Timeline>,
     owner: Arc<str>,
 }
 
 impl Housekeeping {
     /// The service.
     pub fn new(core: Core, to_device: ToDevice) -> Housekeeping {
-        Housekeeping { core, to_device, owner: opaque_id(16).into() }
+        Housekeeping { core, to_device, timeline: None, owner: opaque_id(16).into() }
+    }
+
+    /// Takes closed accounts out of rooms, too, that they could not leave when they were closed.
+    #[must_use]
+    pub fn with_timeline(mut self, timeline: Timeline) -> Housekeeping {
+        self.timeline = Some(timeline);
+        self
     }
 
     /// Tidies up from time to time until `stop` is cancelled.
@@ -66,7 +77,19 @@ impl Housekeeping {
             return Ok(None);
         }
         let answers = self.forget_answers(now).await?;
+        self.empty_closed().await?;
         Ok(Some(Forgotten { answers, message_ids: self.to_device.prune().await? }))
+    }
+
+    async fn empty_closed(&self) -> StoreResult<()> {
+        let Some(timeline) = &self.timeline else { return Ok(()) };
+        let closed = self.core.store.read().await?.users_closed_in_rooms(CLOSED_AT_ONCE).await?;
+        for user in closed {
+            if let Err(error) = timeline.leave_all(&user).await {
+                tracing::warn!(%user, %error, "a closed account could not leave its rooms");
+            }
+        }
+        Ok(())
     }
 
     async fn forget_answers(&self, now: u64) -> StoreResult<u64> {

@@ -123,11 +123,7 @@ impl Notices {
         Ok(row.map(|row| row.membership))
     }
 
-    async fn make_room(
-        &self,
-        settings: &NoticeSettings,
-        user: &UserId,
-    ) -> Result<OwnedRoomId, NoticeError> {
+    async fn make_room(&self, settings: &NoticeSettings, user: &UserId) -> Result<OwnedRoomId, NoticeError> {
         let mut initial_state = Vec::new();
         if let Some(url) = &settings.avatar_url {
             initial_state.push(("m.room.avatar".to_owned(), String::new(), raw(&json!({ "url": url }))?));

@@ -4,7 +4,8 @@
 use crate::Core;
 use std::time::Duration;
 use waxwing_model::opaque_id;
-use waxwing_storage::{RendezvousRow, StoreError};
+pub use waxwing_storage::RendezvousRow;
+use waxwing_storage::StoreError;
 
 /// How long a session lives: scanning a code and agreeing on two screens.
 const LIFETIME: Duration = Duration::from_mins(5);

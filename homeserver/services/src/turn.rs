@@ -26,7 +26,9 @@ pub fn credentials(core: &Core, user: &UserId, guest: bool) -> Option<TurnCreden
     let turn = core.settings.accounts.turn.as_ref().filter(|turn| turn.guests || !guest)?;
     let (username, password) = match &turn.access {
         TurnAccess::Password { username, password } => (username.clone(), password.clone()),
-        TurnAccess::SharedSecret(secret) => time_limited(secret, core.now() / 1000 + turn.lifetime.as_secs(), user)?,
+        TurnAccess::SharedSecret(secret) => {
+            time_limited(secret, core.now() / 1000 + turn.lifetime.as_secs(), user)?
+        }
     };
     Some(TurnCredentials { username, password, uris: turn.uris.clone(), lifetime: turn.lifetime })
 }
@@ -49,6 +51,9 @@ mod tests {
     fn passwords_are_those_that_turn_servers_expect() {
         // printf %s '1443779631:@user:example.com' | openssl dgst -sha1 -hmac n0t4ctuallyasecret -binary | base64
         let made = time_limited("n0t4ctuallyasecret", 1_443_779_631, user_id!("@user:example.com")).unwrap();
-        assert_eq!(made, ("1443779631:@user:example.com".to_owned(), "aievM26gglo+IN5ZwMCyrXQp870=".to_owned()));
+        assert_eq!(
+            made,
+            ("1443779631:@user:example.com".to_owned(), "aievM26gglo+IN5ZwMCyrXQp870=".to_owned())
+        );
     }
 }

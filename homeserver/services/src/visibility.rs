@@ -105,7 +105,8 @@ pub async fn visible_to(
     let ids: BTreeSet<OwnedEventId> = entries.values().flatten().flatten().cloned().collect();
     let ids: Vec<OwnedEventId> = ids.into_iter().collect();
     let loaded = core.store.events(&ids).await?;
-    let visible = events.into_iter().filter(|stored| may_see(stored, user, last, &entries, &loaded)).collect();
+    let visible =
+        events.into_iter().filter(|stored| may_see(stored, user, last, &entries, &loaded)).collect();
     crate::erasure::conceal(core, user, visible).await
 }
 

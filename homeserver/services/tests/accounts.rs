@@ -6,8 +6,8 @@ use std::sync::Arc;
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::accounts::{
-    AccountError, Accounts, AuthError, DeviceWish, NewAccount, RegistrationTokenRow, Session, Standing,
-    UiaDone, UiaError, UiaRequest, stage,
+    AccountError, Accounts, AuthError, DeviceWish, LoginName, NewAccount, RegistrationTokenRow, Session,
+    Standing, UiaDone, UiaError, UiaRequest, stage,
 };
 use waxwing_services::appservices::Appservices;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
@@ -42,7 +42,7 @@ async fn server() -> Server {
             accounts: waxwing_services::AccountSettings::default(),
         }),
     };
-    Server { accounts: Accounts::new(core, Arc::new(Appservices::default())), clock, _dir: dir }
+    Server { accounts: Accounts::new(core, Arc::new(Appservices::default()), None), clock, _dir: dir }
 }
 
 async fn alice(server: &Server, refresh: bool) -> Session {
@@ -77,7 +77,7 @@ async fn a_login_to_the_same_device_ends_its_old_token() {
     let first = alice(&server, false).await;
     assert!(valid(&server, &first.access_token).await);
     let wish = DeviceWish { device_id: Some(first.device_id.clone()), ..DeviceWish::default() };
-    let second = server.accounts.login_password("ALICE", "secret", wish).await.unwrap();
+    let second = server.accounts.login_password(LoginName::User("ALICE"), "secret", wish).await.unwrap();
     assert!(!valid(&server, &first.access_token).await);
     assert!(valid(&server, &second.access_token).await);
 }
@@ -123,7 +123,8 @@ async fn a_locked_account_is_known_as_such_at_once() {
     assert!(matches!(lock(&nobody, true).await, Err(AccountError::NotAdmin)));
     lock(&admin, true).await.unwrap();
     assert!(server.accounts.authenticate(&session.access_token).await.unwrap().is_locked);
-    let login = server.accounts.login_password("alice", "secret", DeviceWish::default()).await;
+    let login =
+        server.accounts.login_password(LoginName::User("alice"), "secret", DeviceWish::default()).await;
     assert!(matches!(login, Err(AccountError::Locked)));
 }
 
@@ -131,9 +132,10 @@ async fn a_locked_account_is_known_as_such_at_once() {
 async fn a_closed_account_stays_taken() {
     let server = server().await;
     let session = alice(&server, false).await;
-    server.accounts.deactivate(&session.user_id).await.unwrap();
+    server.accounts.deactivate(&session.user_id, true).await.unwrap();
     assert!(!valid(&server, &session.access_token).await);
-    let login = server.accounts.login_password("alice", "secret", DeviceWish::default()).await;
+    let login =
+        server.accounts.login_password(LoginName::User("alice"), "secret", DeviceWish::default()).await;
     assert!(matches!(login, Err(AccountError::Deactivated)));
     assert!(matches!(server.accounts.check_available("alice").await, Err(AccountError::UserInUse)));
 }
@@ -157,7 +159,7 @@ async fn the_first_administrator_registers_once() {
 async fn uia(server: &Server, endpoint: &str, body: Value, flow: &[&str]) -> Result<UiaDone, UiaError> {
     let json = body.to_string();
     let user = (flow != [stage::REGISTRATION_TOKEN]).then(|| user_id!("@alice:test"));
-    server.accounts.uia(UiaRequest { endpoint, user, json: json.as_bytes(), flows: &[flow] }).await
+    server.accounts.uia(UiaRequest { endpoint, user, json: json.as_bytes(), flows: &[flow.to_vec()] }).await
 }
 
 fn needed(answer: Result<UiaDone, UiaError>) -> Map<String, Value> {

@@ -67,7 +67,7 @@ async fn what_was_planted_is_found() {
     let sealed =
         timeline.send(&author, &room, draft(TimelineEventType::RoomEncrypted, &sealed), None).await.unwrap();
     let refuse = PlaintextPolicy::default();
-    let report = audit::run(&core.store, &refuse).await.unwrap();
+    let report = audit::run(&core.store, &refuse, None).await.unwrap();
     assert!(report.is_clean(), "{report}");
     let text = report.to_string();
     assert!(text.contains("m.room.encrypted") && text.contains("verdict: clean"), "{text}");
@@ -92,7 +92,7 @@ async fn what_was_planted_is_found() {
         .await
         .unwrap();
     let rooms = PlaintextPolicy { rooms: vec![room], ..refuse };
-    let report = audit::run(&core.store, &rooms).await.unwrap();
+    let report = audit::run(&core.store, &rooms, None).await.unwrap();
     let text = report.to_string();
     assert!(!report.is_clean() && text.contains("NOT clean; 2 plaintext payloads"), "{text}");
     assert_eq!(report.findings()[0].id, planted.as_str());

@@ -137,8 +137,39 @@ pub fn values(config: &Config) -> Result<(), ConfigError> {
     if config.password.memory_kib < 8 || config.password.iterations < 1 {
         return invalid("password", "needs `memory_kib` >= 8 and `iterations` >= 1".to_owned());
     }
+    people(config)?;
     addresses(config)?;
     rates(config)
+}
+
+/// What concerns people's accounts.
+fn people(config: &Config) -> Result<(), ConfigError> {
+    let invalid = |key: &str, reason: &str| {
+        Err(ConfigError::Invalid { key: key.to_owned(), reason: reason.to_owned() })
+    };
+    let email = &config.email;
+    if email.username.is_some() != email.password.is_some() {
+        return invalid("email", "`username` and `password` go together");
+    }
+    if email.required && email.server.is_none() {
+        return invalid("email.required", "needs `email.server`");
+    }
+    let turn = &config.turn;
+    let static_password = turn.username.is_some() && turn.password.is_some();
+    if turn.uris.is_empty() {
+        return Ok(());
+    }
+    if turn.shared_secret.is_none() && !static_password {
+        return invalid("turn", "needs `shared_secret`, or `username` and `password`");
+    }
+    if turn.lifetime_seconds == 0 {
+        return invalid("turn.lifetime_seconds", "must be greater than 0");
+    }
+    if turn.uris.iter().any(|uri| !["turn:", "turns:", "stun:"].iter().any(|scheme| uri.starts_with(scheme)))
+    {
+        return invalid("turn.uris", "must begin with `turn:`, `turns:` or `stun:`");
+    }
+    Ok(())
 }
 
 fn supported(version: &RoomVersionId) -> bool {

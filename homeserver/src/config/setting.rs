@@ -165,7 +165,7 @@ macro_rules! scalar_settings {
     )*};
 }
 
-scalar_settings!(bool u32 u64 usize);
+scalar_settings!(bool u16 u32 u64 usize);
 
 impl<T: Setting> Setting for Option<T> {
     const KIND: Kind = T::KIND;

@@ -33,6 +33,15 @@ choices! {
         /// Rooms with unread messages.
         Rooms = "rooms",
     }
+    /// How the connection to the mail server is protected.
+    MailTls {
+        /// TLS after `STARTTLS`, never without.
+        StartTls = "starttls",
+        /// TLS from the first byte.
+        Tls = "tls",
+        /// Not at all.
+        None = "none",
+    }
     /// How log lines look.
     LogFormat {
         Text = "text",

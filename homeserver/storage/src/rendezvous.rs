@@ -39,14 +39,16 @@ impl Conn {
     pub async fn rendezvous_load(&mut self, id: &str, now: u64) -> StoreResult<Option<RendezvousRow>> {
         let found: Option<Columns> =
             on_engine!(self, |c| sqlx::query_as(LOAD).bind(id).bind(now as i64).fetch_optional(c).await)?;
-        Ok(found.map(|(id, content_type, body, revision, created_at, changed_at, expires_at)| RendezvousRow {
-            id,
-            content_type,
-            body,
-            revision,
-            created_at: created_at as u64,
-            changed_at: changed_at as u64,
-            expires_at: expires_at as u64,
+        Ok(found.map(|(id, content_type, body, revision, created_at, changed_at, expires_at)| {
+            RendezvousRow {
+                id,
+                content_type,
+                body,
+                revision,
+                created_at: created_at as u64,
+                changed_at: changed_at as u64,
+                expires_at: expires_at as u64,
+            }
         }))
     }
 

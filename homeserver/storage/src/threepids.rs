@@ -65,20 +65,8 @@ pub struct ValidationRow {
 }
 
 type Columns = (String, String, String, i64, i64);
-type SessionColumns = (
-    String,
-    String,
-    String,
-    String,
-    String,
-    i64,
-    Option<String>,
-    i64,
-    i64,
-    i64,
-    Option<i64>,
-    Option<i64>,
-);
+type SessionColumns =
+    (String, String, String, String, String, i64, Option<String>, i64, i64, i64, Option<i64>, Option<i64>);
 
 fn decode((medium, address, user, validated_at, added_at): Columns) -> StoreResult<ThreepidRow> {
     let user_id =
@@ -87,8 +75,20 @@ fn decode((medium, address, user, validated_at, added_at): Columns) -> StoreResu
 }
 
 fn decode_session(columns: SessionColumns) -> ValidationRow {
-    let (sid, purpose, medium, address, client_secret, send_attempt, next_link, began, letters, wrong, at, used) =
-        columns;
+    let (
+        sid,
+        purpose,
+        medium,
+        address,
+        client_secret,
+        send_attempt,
+        next_link,
+        began,
+        letters,
+        wrong,
+        at,
+        used,
+    ) = columns;
     ValidationRow {
         sid,
         purpose,
@@ -115,11 +115,8 @@ impl Conn {
 
     /// An address with its owner, if it is anybody's.
     pub async fn threepid_load(&mut self, medium: &str, address: &str) -> StoreResult<Option<ThreepidRow>> {
-        let found: Option<Columns> = on_engine!(self, |c| sqlx::query_as(OWNER)
-            .bind(medium)
-            .bind(address)
-            .fetch_optional(c)
-            .await)?;
+        let found: Option<Columns> =
+            on_engine!(self, |c| sqlx::query_as(OWNER).bind(medium).bind(address).fetch_optional(c).await)?;
         found.map(decode).transpose()
     }
 

@@ -21,6 +21,7 @@ macro_rules! in_each_shape {
     };
 }
 
+mod accounts;
 mod appservices;
 mod bad_input;
 mod coverage;
@@ -41,6 +42,7 @@ mod reading;
 mod rooms;
 mod site;
 mod sliding;
+mod smtp;
 mod standing;
 mod syncing;
 mod tenants;

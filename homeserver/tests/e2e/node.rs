@@ -126,6 +126,11 @@ impl Node {
         tokio::time::timeout(START_LIMIT, output).await.expect("it ends").unwrap()
     }
 
+    /// Starts the program with this node's settings, for one that reads its standard input.
+    pub fn piped(&self, arguments: &[&str], input: Stdio) -> Child {
+        self.command(arguments).stdin(input).stdout(Stdio::null()).spawn().unwrap()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waxwing"));
         command.current_dir(&self.folder).kill_on_drop(true);

@@ -1,10 +1,15 @@
 use crate::error::ApiError;
 use http::StatusCode;
 use ruma::api::error::ErrorCode;
+use std::time::Duration;
 use waxwing_services::accounts::{AccountError, UiaError};
+
+/// Letters that wait are sent within seconds, unless the mail server is away.
+const MAIL_BUSY: Duration = Duration::from_secs(60);
 
 impl From<AccountError> for ApiError {
     fn from(error: AccountError) -> ApiError {
+        let bad = StatusCode::BAD_REQUEST;
         let (status, code) = match &error {
             AccountError::InvalidUsername(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidUsername),
             AccountError::UserInUse => (StatusCode::BAD_REQUEST, ErrorCode::UserInUse),
@@ -20,6 +25,18 @@ impl From<AccountError> for ApiError {
             AccountError::InvalidDeviceId | AccountError::RemoteUser => {
                 (StatusCode::BAD_REQUEST, ErrorCode::InvalidParam)
             }
+            AccountError::InvalidParam(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidParam),
+            AccountError::MediumNotSupported => {
+                (StatusCode::BAD_REQUEST, ErrorCode::ThreepidMediumNotSupported)
+            }
+            AccountError::AddressDenied => (StatusCode::FORBIDDEN, ErrorCode::ThreepidDenied),
+            AccountError::AddressInUse => (StatusCode::BAD_REQUEST, ErrorCode::ThreepidInUse),
+            AccountError::AddressNotFound => (StatusCode::BAD_REQUEST, ErrorCode::ThreepidNotFound),
+            AccountError::NotValidated => (StatusCode::BAD_REQUEST, ErrorCode::ThreepidAuthFailed),
+            AccountError::NoSession => return ApiError::custom(bad, "M_NO_VALID_SESSION", error),
+            AccountError::SessionExpired => return ApiError::custom(bad, "M_SESSION_EXPIRED", error),
+            AccountError::WrongToken => return ApiError::custom(bad, "M_TOKEN_INCORRECT", error),
+            AccountError::MailBusy => return ApiError::limit_exceeded(MAIL_BUSY),
             AccountError::BadNonce => (StatusCode::BAD_REQUEST, ErrorCode::Unknown),
             AccountError::RegistrationClosed
             | AccountError::WrongPassword

@@ -13,7 +13,7 @@ use ruma::api::client::session::{
 };
 use ruma::api::error::ErrorCode;
 use serde::Deserialize;
-use waxwing_services::accounts::{DeviceWish, LOGIN_TOKEN_LIFETIME, Session};
+use waxwing_services::accounts::{DeviceWish, LOGIN_TOKEN_LIFETIME, LoginName, Session};
 
 /// `GET /_matrix/client/v3/login`
 pub(super) async fn flows(
@@ -37,6 +37,9 @@ struct Login {
     kind: String,
     identifier: Option<Identifier>,
     user: Option<String>,
+    // As the identifier, before there were any.
+    medium: Option<String>,
+    address: Option<String>,
     password: Option<String>,
     token: Option<String>,
     device_id: Option<String>,
@@ -50,25 +53,45 @@ struct Identifier {
     #[serde(rename = "type")]
     kind: String,
     user: Option<String>,
+    medium: Option<String>,
+    address: Option<String>,
+    phone: Option<String>,
 }
 
 impl Login {
-    fn user(&self) -> ApiResult<&str> {
-        match &self.identifier {
-            Some(Identifier { kind, user: Some(user) }) if kind == "m.id.user" => Ok(user),
-            Some(Identifier { kind, user: None }) if kind == "m.id.user" => {
-                Err(ApiError::missing_param("The identifier has no user"))
+    /// <https://spec.matrix.org/v1.19/client-server-api/#identifier-types>
+    fn name(&self) -> ApiResult<LoginName<'_>> {
+        let missing = |what: &str| ApiError::missing_param(format_args!("The identifier has no {what}"));
+        let Some(identifier) = &self.identifier else {
+            return match (&self.user, &self.medium, &self.address) {
+                (Some(user), _, _) => Ok(LoginName::User(user)),
+                (None, Some(medium), Some(address)) => Ok(LoginName::Address { medium, address }),
+                _ => Err(ApiError::missing_param("The user is missing")),
+            };
+        };
+        match identifier.kind.as_str() {
+            "m.id.user" => identifier.user.as_deref().map(LoginName::User).ok_or_else(|| missing("user")),
+            "m.id.thirdparty" => {
+                let medium = identifier.medium.as_deref().ok_or_else(|| missing("medium"))?;
+                let address = identifier.address.as_deref().ok_or_else(|| missing("address"))?;
+                Ok(LoginName::Address { medium, address })
             }
-            // Nobody here has an address or a telephone number: the answer is that of an unknown one.
-            Some(Identifier { kind, .. }) if kind == "m.id.thirdparty" || kind == "m.id.phone" => {
-                Err(ApiError::forbidden("Wrong user name or password"))
+            "m.id.phone" => {
+                let address = identifier.phone.as_deref().ok_or_else(|| missing("phone"))?;
+                Ok(LoginName::Address { medium: "msisdn", address })
             }
-            Some(_) => Err(ApiError::new(
+            _ => Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
                 ErrorCode::Unknown,
                 "The type of the identifier is not known",
             )),
-            None => self.user.as_deref().ok_or_else(|| ApiError::missing_param("The user is missing")),
+        }
+    }
+
+    fn user(&self) -> ApiResult<&str> {
+        match self.name()? {
+            LoginName::User(user) => Ok(user),
+            LoginName::Address { .. } => Err(ApiError::forbidden("Wrong user name or password")),
         }
     }
 }
@@ -84,12 +107,12 @@ pub(super) async fn login(api: Api, received: Received) -> ApiResult<Response> {
     };
     let session = match login.kind.as_str() {
         "m.login.password" => {
-            let user = login.user()?;
+            let name = login.name()?;
             let password = login
                 .password
                 .as_deref()
                 .ok_or_else(|| ApiError::missing_param("The password is missing"))?;
-            api.accounts.login_password(user, password, wish).await?
+            api.accounts.login_password(name, password, wish).await?
         }
         "m.login.token" => {
             let token =

@@ -16,8 +16,10 @@ pub(crate) mod media;
 mod reading;
 mod register;
 mod registration_tokens;
+mod rendezvous;
 pub(crate) mod room;
 mod sliding;
+mod synapse_admin;
 mod sync;
 mod thirdparty;
 mod threepids;
@@ -62,6 +64,8 @@ fn accounts() -> Router<Api> {
         .ruma(register::token_validity)
         .route("/_synapse/admin/v1/register", get(register::secret_nonce).post(register::secret))
         .merge(registration_tokens::routes())
+        .merge(synapse_admin::routes())
+        .merge(rendezvous::routes())
         .merge(threepids::routes())
         .ruma(login::flows)
         .untyped::<ruma_login::v3::Request, _, _>(login::login)

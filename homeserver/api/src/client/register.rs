@@ -77,27 +77,59 @@ fn appservice_name(api: &Api, username: Option<&str>) -> ApiResult<String> {
 
 /// What a person must show: a name that is free, and then what the mode asks for.
 async fn person(api: &Api, args: &Args<register::v3::Request>, new: &mut NewAccount) -> ApiResult<()> {
-    let flows: &[&[&str]] = match api.accounts.registration_mode() {
-        RegistrationMode::Open => &[&[stage::DUMMY], &[stage::REGISTRATION_TOKEN]],
-        RegistrationMode::Token => &[&[stage::REGISTRATION_TOKEN]],
-        // The one token of the first administrator is good all the same.
-        RegistrationMode::Closed if api.accounts.first_token().await?.is_some() => {
-            &[&[stage::REGISTRATION_TOKEN]]
-        }
-        RegistrationMode::Closed => return Err(AccountError::RegistrationClosed.into()),
-    };
+    let flows = flows(api).await?;
     let upgrade = args.request.guest_access_token.as_ref();
     match &args.request.username {
         Some(username) if upgrade.is_none() => drop(api.accounts.check_available(username).await?),
         _ => {}
     }
-    let done = uia::go_on(api, None, &args.parts, &args.json, flows).await?;
+    let done = uia::go_on(api, None, &args.parts, &args.json, &flows).await?;
     if new.password.is_none() {
         return Err(ApiError::missing_param("The password is missing"));
     }
     new.registration_token = done.registration_token;
+    new.email = done.email;
     new.guest_access_token = upgrade.cloned();
     Ok(())
+}
+
+/// The ways in: what the mode asks for, an address where the server sends mail (needed or welcome), the terms where there
+/// are any.
+async fn flows(api: &Api) -> ApiResult<Vec<Vec<&'static str>>> {
+    let first: &[&str] = match api.accounts.registration_mode() {
+        RegistrationMode::Open => &[stage::DUMMY, stage::REGISTRATION_TOKEN],
+        RegistrationMode::Token => &[stage::REGISTRATION_TOKEN],
+        // The one token of the first administrator is good all the same.
+        RegistrationMode::Closed if api.accounts.first_token().await?.is_some() => {
+            &[stage::REGISTRATION_TOKEN]
+        }
+        RegistrationMode::Closed => return Err(AccountError::RegistrationClosed.into()),
+    };
+    let settings = &api.core.settings.accounts;
+    let mail = api.accounts.sends_mail();
+    // The operator's token is not held up by a mail server that is not set up yet.
+    let required = mail && settings.email.as_ref().is_some_and(|email| email.required);
+    let mut flows = Vec::new();
+    for stage in first {
+        let begin: &[&str] = if settings.terms.policies.is_empty() { &[] } else { &[stage::TERMS] };
+        let with = |more: &[&'static str]| {
+            let whole = begin.iter().chain(more).copied();
+            // A dummy is for flows that have nothing else.
+            let whole: Vec<&'static str> = whole.collect();
+            if whole.len() > 1 {
+                whole.into_iter().filter(|stage| *stage != stage::DUMMY).collect()
+            } else {
+                whole
+            }
+        };
+        if !required {
+            flows.push(with(&[stage]));
+        }
+        if mail {
+            flows.push(with(&[stage, stage::EMAIL]));
+        }
+    }
+    Ok(flows)
 }
 
 /// `GET /_matrix/client/v3/register/available`

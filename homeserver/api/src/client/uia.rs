@@ -13,8 +13,7 @@ use waxwing_services::accounts::{Requester, UiaDone, UiaRequest, stage};
 /// # Errors
 /// 401 with the flows; 403 when the session was begun for something else or the password is someone else's.
 pub(crate) async fn require(api: &Api, requester: &Requester, parts: &Parts, json: &[u8]) -> ApiResult<()> {
-    let flows: &[&[&str]] = &[&[stage::PASSWORD]];
-    go_on(api, Some(requester), parts, json, flows).await.map(|_| ())
+    go_on(api, Some(requester), parts, json, &[vec![stage::PASSWORD]]).await.map(|_| ())
 }
 
 /// The same, but application services are not asked: they have no passwords.
@@ -37,7 +36,7 @@ pub(crate) async fn go_on(
     requester: Option<&Requester>,
     parts: &Parts,
     json: &[u8],
-    flows: &[&[&str]],
+    flows: &[Vec<&'static str>],
 ) -> ApiResult<UiaDone> {
     if tries_a_password(json) {
         // By address and by account: a stolen token must not help to guess its owner's password.

@@ -73,10 +73,13 @@ impl Accounts {
         if row.user_id == by.user_id || row.admin {
             return Err(AccountError::Protected);
         }
-        self.change(user, match which {
-            Standing::Locked => Change::Locked(on),
-            Standing::Suspended => Change::Suspended(on),
-        })
+        self.change(
+            user,
+            match which {
+                Standing::Locked => Change::Locked(on),
+                Standing::Suspended => Change::Suspended(on),
+            },
+        )
         .await
     }
 

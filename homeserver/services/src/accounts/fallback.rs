@@ -115,15 +115,11 @@ impl Accounts {
                 self.uia_save(session, state).await?;
                 Ok(FallbackStep::LetterSent)
             }
-            Err(AccountError::InvalidParam(_)) => {
-                Ok(FallbackStep::Refused("That is not an e-mail address."))
-            }
+            Err(AccountError::InvalidParam(_)) => Ok(FallbackStep::Refused("That is not an e-mail address.")),
             Err(AccountError::AddressDenied) => {
                 Ok(FallbackStep::Refused("This server does not take addresses of that domain."))
             }
-            Err(AccountError::MediumNotSupported) => {
-                Ok(FallbackStep::Refused("This server sends no mail."))
-            }
+            Err(AccountError::MediumNotSupported) => Ok(FallbackStep::Refused("This server sends no mail.")),
             Err(AccountError::MailBusy) => {
                 Ok(FallbackStep::Refused("The letter could not be sent. Please try again later."))
             }

@@ -17,7 +17,6 @@ mod standing;
 mod tokens;
 mod uia;
 
-pub(crate) use addresses::SESSION_KEPT_FOR;
 pub use addresses::{Confirmed, EMAIL, Proof, Purpose, TokenRequest};
 pub use admin::{Change, Page, Standing};
 pub(crate) use devices::remove as remove_device;

@@ -1,7 +1,7 @@
 //! Making accounts: <https://spec.matrix.org/v1.19/client-server-api/#account-registration>.
 
-use super::sessions::NewSession;
 use super::addresses::{self, Proof};
+use super::sessions::NewSession;
 use super::{AccountError, Accounts, DeviceWish, Session, names};
 use crate::RegistrationMode;
 use hmac::{Hmac, KeyInit, Mac};

@@ -110,12 +110,12 @@ struct Body {
 #[derive(Default, Deserialize)]
 pub(super) struct Auth {
     #[serde(rename = "type")]
-    kind: Option<String>,
-    session: Option<String>,
-    identifier: Option<Identifier>,
-    user: Option<String>,
-    medium: Option<String>,
-    address: Option<String>,
+    pub kind: Option<String>,
+    pub session: Option<String>,
+    pub identifier: Option<Identifier>,
+    pub user: Option<String>,
+    pub medium: Option<String>,
+    pub address: Option<String>,
     pub password: Option<String>,
     pub token: Option<String>,
     // Clients write it both ways.
@@ -130,7 +130,7 @@ pub(super) struct ThreepidCreds {
 }
 
 #[derive(Deserialize)]
-struct Identifier {
+pub(super) struct Identifier {
     user: Option<String>,
     medium: Option<String>,
     address: Option<String>,

@@ -12,7 +12,7 @@ pub use report::{Finding, Report};
 use crate::PlaintextPolicy;
 use check::{is_readable_key, is_readable_secret, readable_edu, readable_to_device};
 use report::{Place, id_of};
-use ruma::EventId;
+use ruma::{EventId, UserId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use waxwing_rooms::sealed::is_plaintext_payload;
@@ -22,12 +22,16 @@ use waxwing_storage::{Store, StoreError};
 const CHUNK: i64 = 500;
 
 /// Looks through the whole database. `policy` is what the configuration allows: it is reported, and plaintext that
-/// it allows is a finding all the same.
+/// it allows is a finding all the same. `notices` is the user as whom the server writes to its users.
 ///
 /// # Errors
 /// A row that cannot be read fails the audit.
-pub async fn run(store: &Store, policy: &PlaintextPolicy) -> Result<Report, StoreError> {
-    let mut report = Report::new(policy);
+pub async fn run(
+    store: &Store,
+    policy: &PlaintextPolicy,
+    notices: Option<&UserId>,
+) -> Result<Report, StoreError> {
+    let mut report = Report::new(policy, notices);
     events(store, &mut report).await?;
     to_device(store, &mut report).await?;
     account_data(store, &mut report).await?;
@@ -49,7 +53,7 @@ async fn events(store: &Store, report: &mut Report) -> Result<(), StoreError> {
             let kind = event.kind.to_string();
             report.count(Place::Events, &kind);
             if is_plaintext_payload(&event.kind, &event.content, event.is_state()) {
-                report.find(Place::Events, &kind, event.event_id.as_str(), Some(&event.room_id));
+                report.find_event(&kind, event);
             }
         }
     }
@@ -65,7 +69,7 @@ async fn to_device(store: &Store, report: &mut Report) -> Result<(), StoreError>
             let (kind, readable) = readable_to_device(content);
             report.count(Place::ToDevice, &kind);
             if readable {
-                report.find(Place::ToDevice, &kind, &id_of(&[user, device, &position.to_string()]), None);
+                report.find(Place::ToDevice, &kind, &id_of(&[user, device, &position.to_string()]));
             }
         }
     }
@@ -80,7 +84,7 @@ async fn account_data(store: &Store, report: &mut Report) -> Result<(), StoreErr
         for (user, room, kind, content) in &chunk {
             report.count(Place::AccountData, kind);
             if is_readable_secret(kind, content) {
-                report.find(Place::AccountData, kind, &id_of(&[user, room, kind]), None);
+                report.find(Place::AccountData, kind, &id_of(&[user, room, kind]));
             }
         }
     }
@@ -97,7 +101,7 @@ async fn backups(store: &Store, report: &mut Report) -> Result<(), StoreError> {
             report.count(Place::Backups, "session");
             if is_readable_key(content) {
                 let id = id_of(&[user, &version.to_string(), room, session]);
-                report.find(Place::Backups, "session", &id, None);
+                report.find(Place::Backups, "session", &id);
             }
         }
     }
@@ -113,7 +117,7 @@ async fn outbox(store: &Store, report: &mut Report) -> Result<(), StoreError> {
             let (kind, readable) = readable_edu(content);
             report.count(Place::Outbox, &kind);
             if readable {
-                report.find(Place::Outbox, &kind, &id_of(&[destination, &position.to_string()]), None);
+                report.find(Place::Outbox, &kind, &id_of(&[destination, &position.to_string()]));
             }
         }
     }
@@ -130,12 +134,12 @@ async fn appservices(store: &Store, report: &mut Report) -> Result<(), StoreErro
             let transaction = check::transaction(body);
             if transaction.is_none() {
                 let id = id_of(&[appservice, &id.to_string()]);
-                report.find(Place::Appservices, "unreadable", &id, None);
+                report.find(Place::Appservices, "unreadable", &id);
             }
             for (kind, readable) in transaction.into_iter().flatten() {
                 report.count(Place::Appservices, &kind);
                 if readable {
-                    report.find(Place::Appservices, &kind, &id_of(&[appservice, &id.to_string()]), None);
+                    report.find(Place::Appservices, &kind, &id_of(&[appservice, &id.to_string()]));
                 }
             }
         }

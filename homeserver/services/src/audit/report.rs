@@ -1,7 +1,8 @@
 use crate::PlaintextPolicy;
-use ruma::RoomId;
+use ruma::{OwnedUserId, UserId};
 use std::collections::BTreeMap;
 use std::fmt;
+use waxwing_model::Event;
 
 /// Types that are counted apart; the rest together. Types are what clients make up.
 const TYPES: usize = 500;
@@ -63,14 +64,16 @@ pub struct Finding {
 #[derive(Debug)]
 pub struct Report {
     policy: PlaintextPolicy,
+    notices: Option<OwnedUserId>,
     counts: BTreeMap<(Place, String), u64>,
     listed: Vec<Finding>,
     found: u64,
 }
 
 impl Report {
-    pub(super) fn new(policy: &PlaintextPolicy) -> Report {
-        Report { policy: policy.clone(), counts: BTreeMap::new(), listed: Vec::new(), found: 0 }
+    pub(super) fn new(policy: &PlaintextPolicy, notices: Option<&UserId>) -> Report {
+        let notices = notices.map(ToOwned::to_owned);
+        Report { policy: policy.clone(), notices, counts: BTreeMap::new(), listed: Vec::new(), found: 0 }
     }
 
     /// Whether nothing was found.
@@ -91,19 +94,28 @@ impl Report {
         *self.counts.entry(key).or_default() += 1;
     }
 
-    pub(super) fn find(&mut self, place: Place, kind: &str, id: &str, room: Option<&RoomId>) {
-        self.found += 1;
-        if self.listed.len() >= LISTED {
-            return;
-        }
-        let in_room = room.is_some_and(|room| self.policy.rooms.iter().any(|other| other == room));
+    pub(super) fn find(&mut self, place: Place, kind: &str, id: &str) {
+        let allowed = self.policy.accept.then_some("plaintext = \"accept\"");
+        self.list(place, kind, id, allowed);
+    }
+
+    pub(super) fn find_event(&mut self, kind: &str, event: &Event) {
+        let in_room = self.policy.rooms.contains(&event.room_id);
         let allowed = match (self.policy.accept, in_room) {
             (true, _) => Some("plaintext = \"accept\""),
             (false, true) => Some("plaintext_rooms"),
+            (false, false) if self.notices.as_ref() == Some(&event.sender) => Some("server_notices"),
             (false, false) => None,
         };
-        let (kind, id) = (printable(kind), printable(id));
-        self.listed.push(Finding { table: place.name(), kind, id, allowed });
+        self.list(Place::Events, kind, event.event_id.as_str(), allowed);
+    }
+
+    fn list(&mut self, place: Place, kind: &str, id: &str, allowed: Option<&'static str>) {
+        self.found += 1;
+        if self.listed.len() < LISTED {
+            let (kind, id) = (printable(kind), printable(id));
+            self.listed.push(Finding { table: place.name(), kind, id, allowed });
+        }
     }
 
     fn rows(&self) -> u64 {
@@ -113,7 +125,8 @@ impl Report {
     fn exceptions(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "exceptions in force")?;
         let policy = &self.policy;
-        if !policy.accept && policy.rooms.is_empty() && policy.appservices.is_empty() {
+        let none = !policy.accept && policy.rooms.is_empty() && policy.appservices.is_empty();
+        if none && self.notices.is_none() {
             writeln!(out, "  none")?;
         }
         if policy.accept {
@@ -124,6 +137,12 @@ impl Report {
         }
         for appservice in &policy.appservices {
             writeln!(out, "  plaintext_appservices: {}", printable(appservice))?;
+        }
+        if let Some(notices) = &self.notices {
+            writeln!(
+                out,
+                "  server_notices: {notices}, the server itself, writes to its users in the clear"
+            )?;
         }
         Ok(())
     }

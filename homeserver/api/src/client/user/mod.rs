@@ -1,6 +1,5 @@
 //! What belongs to one user: profile, account data, push rules, receipts, typing, presence; finding people and messages; reports.
 
-mod absent;
 mod account_data;
 mod filters;
 mod notifications;
@@ -14,13 +13,13 @@ mod reports;
 mod search;
 pub(crate) mod thread_subscriptions;
 mod typing;
+mod voip;
 
 use crate::state::Api;
 use axum::Router;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
-        .merge(absent::routes())
         .merge(account_data::routes())
         .merge(filters::routes())
         .merge(notifications::routes())
@@ -33,4 +32,5 @@ pub(crate) fn routes() -> Router<Api> {
         .merge(search::routes())
         .merge(thread_subscriptions::routes())
         .merge(typing::routes())
+        .merge(voip::routes())
 }

@@ -33,8 +33,16 @@ mod tests {
     fn addresses_are_lowered_and_checked() {
         assert_eq!(canonical(" Alice+Tag@Example.ORG ").as_deref(), Some("alice+tag@example.org"));
         for wrong in [
-            "", "alice", "@example.org", "alice@", "a b@example.org", "alice@example.org\r\nBcc: x@y.z",
-            "alice@example.org,bob@example.org", "alice@@example.org", "\"a b\"@example.org", "alice@example",
+            "",
+            "alice",
+            "@example.org",
+            "alice@",
+            "a b@example.org",
+            "alice@example.org\r\nBcc: x@y.z",
+            "alice@example.org,bob@example.org",
+            "alice@@example.org",
+            "\"a b\"@example.org",
+            "alice@example",
             "<alice@example.org>",
         ] {
             assert_eq!(canonical(wrong), None, "{wrong}");

@@ -17,7 +17,13 @@ pub(super) enum Subject<'a> {
 }
 
 /// Writes a letter. `organisation` is what the server's people call it, `server` its name.
-pub(super) fn letter(to: &str, purpose: Purpose, about: &Subject<'_>, organisation: &str, server: &str) -> Letter {
+pub(super) fn letter(
+    to: &str,
+    purpose: Purpose,
+    about: &Subject<'_>,
+    organisation: &str,
+    server: &str,
+) -> Letter {
     let (subject, say, button) = match (about, purpose) {
         (Subject::Confirm { .. }, Purpose::Register) => (
             format!("Confirm your e-mail address for {organisation}"),
@@ -31,7 +37,9 @@ pub(super) fn letter(to: &str, purpose: Purpose, about: &Subject<'_>, organisati
         ),
         (Subject::Confirm { .. }, Purpose::Password) => (
             format!("Set a new password for {organisation}"),
-            format!("Somebody, most likely you, wants to set a new password for your Matrix account on {server}."),
+            format!(
+                "Somebody, most likely you, wants to set a new password for your Matrix account on {server}."
+            ),
             "Go on to the new password",
         ),
         (Subject::InUse, _) => (

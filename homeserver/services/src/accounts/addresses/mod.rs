@@ -7,7 +7,6 @@ mod address;
 mod letters;
 mod validation;
 
-pub(crate) use validation::SESSION_KEPT_FOR;
 pub use validation::{Confirmed, Proof, Purpose, TokenRequest};
 
 use super::{AccountError, Accounts};
@@ -30,7 +29,12 @@ impl Accounts {
     /// # Errors
     /// [`AccountError::NotValidated`], [`AccountError::AddressInUse`] when it is someone else's,
     /// [`AccountError::AddressDenied`] for too many addresses.
-    pub async fn add_address(&self, user: &UserId, sid: &str, client_secret: &str) -> Result<(), AccountError> {
+    pub async fn add_address(
+        &self,
+        user: &UserId,
+        sid: &str,
+        client_secret: &str,
+    ) -> Result<(), AccountError> {
         let proof = self.proof(sid, client_secret, Purpose::Add).await?;
         let (user, now) = (user.to_owned(), self.core.now());
         self.core
@@ -52,21 +56,28 @@ impl Accounts {
     /// # Errors
     /// [`AccountError::AddressNotFound`] when it is not the user's.
     pub async fn remove_address(&self, user: &UserId, medium: &str, text: &str) -> Result<(), AccountError> {
-        let text = if medium == EMAIL { address::canonical(text).unwrap_or_default() } else { text.to_owned() };
+        let text =
+            if medium == EMAIL { address::canonical(text).unwrap_or_default() } else { text.to_owned() };
         let (user, medium) = (user.to_owned(), medium.to_owned());
         let gone = self
             .core
             .store
             .write("address removed", Vec::new(), move |tx| {
                 let (user, medium, text) = (user.clone(), medium.clone(), text.clone());
-                Box::pin(async move { Ok::<_, AccountError>(tx.threepid_remove(&medium, &text, &user).await?) })
+                Box::pin(
+                    async move { Ok::<_, AccountError>(tx.threepid_remove(&medium, &text, &user).await?) },
+                )
             })
             .await?;
         if gone { Ok(()) } else { Err(AccountError::AddressNotFound) }
     }
 
     /// Whose address this is.
-    pub(super) async fn owner_of(&self, medium: &str, text: &str) -> Result<Option<ThreepidRow>, AccountError> {
+    pub(super) async fn owner_of(
+        &self,
+        medium: &str,
+        text: &str,
+    ) -> Result<Option<ThreepidRow>, AccountError> {
         if medium != EMAIL {
             return Ok(None);
         }

@@ -21,7 +21,7 @@ use waxwing_storage::ValidationRow;
 const LINK_LIFETIME: Duration = Duration::from_hours(1);
 /// How long a session can be used after it began: <https://spec.matrix.org/v1.19/identity-service-api/#association-lookup>
 /// knows a day.
-pub(crate) const SESSION_KEPT_FOR: Duration = Duration::from_hours(24);
+const SESSION_KEPT_FOR: Duration = Duration::from_hours(24);
 /// Wrong tokens after which a session is over. Nobody mistypes a link.
 const MAX_WRONG: i64 = 5;
 /// Letters of one session: so often one can ask for another.
@@ -113,7 +113,8 @@ impl Accounts {
         if !send {
             return Ok(sid);
         }
-        let link = format!("{}{PAGE}?sid={sid}&token={}", self.core.base_url(), self.token(&sid, &row.address));
+        let link =
+            format!("{}{PAGE}?sid={sid}&token={}", self.core.base_url(), self.token(&sid, &row.address));
         let about = match (request.purpose, owner) {
             (Purpose::Register | Purpose::Add, true) => Subject::InUse,
             (Purpose::Password, false) => Subject::Unknown,
@@ -134,7 +135,9 @@ impl Accounts {
             .ok_or(AccountError::InvalidParam("that is not an e-mail address"))?;
         let settings = self.core.settings.accounts.email.as_ref();
         let domain = address::domain(&address);
-        let allowed = |domains: &[String]| domains.is_empty() || domains.iter().any(|it| it.eq_ignore_ascii_case(domain));
+        let allowed = |domains: &[String]| {
+            domains.is_empty() || domains.iter().any(|it| it.eq_ignore_ascii_case(domain))
+        };
         if request.purpose != Purpose::Password && settings.is_some_and(|it| !allowed(&it.allowed_domains)) {
             return Err(AccountError::AddressDenied);
         }
@@ -206,7 +209,12 @@ impl Accounts {
     ///
     /// # Errors
     /// As [`Accounts::look_at_link`].
-    pub async fn submit_token(&self, sid: &str, client_secret: &str, token: &str) -> Result<(), AccountError> {
+    pub async fn submit_token(
+        &self,
+        sid: &str,
+        client_secret: &str,
+        token: &str,
+    ) -> Result<(), AccountError> {
         let row = self.checked(sid, token, Some(client_secret)).await?;
         self.validate(&row).await
     }
@@ -254,7 +262,12 @@ impl Accounts {
     ///
     /// # Errors
     /// [`AccountError::NotValidated`]: whatever is wrong with it, the answer is the same.
-    pub async fn proof(&self, sid: &str, client_secret: &str, purpose: Purpose) -> Result<Proof, AccountError> {
+    pub async fn proof(
+        &self,
+        sid: &str,
+        client_secret: &str,
+        purpose: Purpose,
+    ) -> Result<Proof, AccountError> {
         let row = self.core.store.read().await?.validation_load(sid).await?;
         let over = self.core.now().saturating_sub(SESSION_KEPT_FOR.as_millis() as u64);
         let row = row.filter(|row| {
@@ -318,7 +331,8 @@ fn check_client_secret(secret: &str) -> Result<(), AccountError> {
 /// A link that a browser may be sent to: http or https, and to one of `domains` where there are any.
 fn next_link(link: &str, domains: &[String]) -> Result<String, AccountError> {
     let url = Url::parse(link).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    let url = url.filter(|url| link.len() <= LONGEST_LINK && url.username().is_empty() && url.password().is_none());
+    let url =
+        url.filter(|url| link.len() <= LONGEST_LINK && url.username().is_empty() && url.password().is_none());
     let url = url.ok_or(AccountError::InvalidParam("next_link is no http or https address"))?;
     let host = url.host_str().unwrap_or_default();
     if !domains.is_empty() && !domains.iter().any(|domain| domain.eq_ignore_ascii_case(host)) {
