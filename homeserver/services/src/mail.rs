@@ -17,7 +17,7 @@ const WAITING: usize = 1000;
 /// Letters on their way at once: mail servers count connections of one client.
 const AT_ONCE: usize = 4;
 /// One conversation with the mail server. Some make strangers wait a while before they answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Pauses between tries. Servers that do not know us yet say "later" and mean minutes.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(2), Duration::from_secs(20), Duration::from_mins(2), Duration::from_mins(6)];

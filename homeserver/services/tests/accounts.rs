@@ -156,7 +156,12 @@ async fn the_first_administrator_registers_once() {
     assert_eq!(server.accounts.first_token().await.unwrap(), None);
 }
 
-async fn uia(server: &Server, endpoint: &str, body: Value, flow: &[&str]) -> Result<UiaDone, UiaError> {
+async fn uia(
+    server: &Server,
+    endpoint: &str,
+    body: Value,
+    flow: &[&'static str],
+) -> Result<UiaDone, UiaError> {
     let json = body.to_string();
     let user = (flow != [stage::REGISTRATION_TOKEN]).then(|| user_id!("@alice:test"));
     server.accounts.uia(UiaRequest { endpoint, user, json: json.as_bytes(), flows: &[flow.to_vec()] }).await

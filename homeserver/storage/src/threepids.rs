@@ -46,7 +46,7 @@ pub struct ValidationRow {
     pub medium: String,
     /// The address, in small letters.
     pub address: String,
-    /// The SHA-256, hexadecimal, of the secret that the client made up.
+    /// The SHA-256, in URL-safe base64, of the secret that the client made up.
     pub client_secret: String,
     /// The newest of the client's numbers.
     pub send_attempt: i64,

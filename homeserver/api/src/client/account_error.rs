@@ -5,7 +5,7 @@ use std::time::Duration;
 use waxwing_services::accounts::{AccountError, UiaError};
 
 /// Letters that wait are sent within seconds, unless the mail server is away.
-const MAIL_BUSY: Duration = Duration::from_secs(60);
+const MAIL_BUSY: Duration = Duration::from_mins(1);
 
 impl From<AccountError> for ApiError {
     fn from(error: AccountError) -> ApiError {

@@ -236,7 +236,7 @@ impl From<RendezvousError> for ApiError {
             RendezvousError::TooLarge => ApiError::too_large(error),
             RendezvousError::Changed => ApiError::custom(StatusCode::PRECONDITION_FAILED, "M_UNKNOWN", error)
                 .with("org.matrix.msc4108.errcode", "M_CONCURRENT_WRITE"),
-            RendezvousError::Busy => ApiError::limit_exceeded(Duration::from_secs(60)),
+            RendezvousError::Busy => ApiError::limit_exceeded(Duration::from_mins(1)),
             RendezvousError::Store(error) => ApiError::internal(error),
         }
     }

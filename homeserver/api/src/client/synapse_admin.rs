@@ -174,7 +174,7 @@ async fn suspend(
 /// `GET /_synapse/admin/v1/users/{userId}/admin`
 async fn is_admin(State(api): State<Api>, Path(user): Path<String>, parts: Parts) -> ApiResult<Json<Value>> {
     let requester = check(&api, &parts).await?;
-    let row = api.accounts.governed(&requester, &*id(&user)?).await?;
+    let row = api.accounts.governed(&requester, &id(&user)?).await?;
     Ok(Json(json!({ "admin": row.admin })))
 }
 

@@ -94,10 +94,11 @@ impl Timeline {
         match row.membership.as_str() {
             "leave" => return Ok(()),
             "ban" => return Err(TimelineError::Forbidden("you are banned from this room".to_owned())),
-            "invite" if self.core.is_notices_user(&row.sender) => {
-                if self.core.store.read().await?.is_notice_room(room).await? {
-                    return Err(TimelineError::NoticeRoom);
-                }
+            "invite"
+                if self.core.is_notices_user(&row.sender)
+                    && self.core.store.read().await?.is_notice_room(room).await? =>
+            {
+                return Err(TimelineError::NoticeRoom);
             }
             _ => {}
         }

@@ -24,42 +24,9 @@ pub(super) fn letter(
     organisation: &str,
     server: &str,
 ) -> Letter {
-    let (subject, say, button) = match (about, purpose) {
-        (Subject::Confirm { .. }, Purpose::Register) => (
-            format!("Confirm your e-mail address for {organisation}"),
-            format!("You are about to make a Matrix account on {server} with this e-mail address."),
-            "Confirm the address",
-        ),
-        (Subject::Confirm { .. }, Purpose::Add) => (
-            format!("Confirm your e-mail address for {organisation}"),
-            format!("You are about to add this e-mail address to your Matrix account on {server}."),
-            "Confirm the address",
-        ),
-        (Subject::Confirm { .. }, Purpose::Password) => (
-            format!("Set a new password for {organisation}"),
-            format!(
-                "Somebody, most likely you, wants to set a new password for your Matrix account on {server}."
-            ),
-            "Go on to the new password",
-        ),
-        (Subject::InUse, _) => (
-            format!("Your e-mail address is in use on {organisation}"),
-            format!(
-                "Somebody, most likely you, wanted to use this e-mail address for a Matrix account on {server}. \
-                 It belongs to an account already: sign in with the address and your password, or, if you have \
-                 forgotten it, ask your app for a new password."
-            ),
-            "",
-        ),
-        (Subject::Unknown, _) => (
-            format!("There is no account with your e-mail address on {organisation}"),
-            format!(
-                "Somebody, most likely you, wanted to set a new password for a Matrix account with this e-mail \
-                 address on {server}. There is no such account: perhaps you used another address."
-            ),
-            "",
-        ),
-    };
+    let (subject, say) = words(purpose, about, organisation, server);
+    let button =
+        if purpose == Purpose::Password { "Go on to the new password" } else { "Confirm the address" };
     let end = "If it was not you, you need not do anything: nothing has changed.";
     let (link_text, link_html) = match about {
         Subject::Confirm { link } => (
@@ -86,6 +53,41 @@ pub(super) fn letter(
         say = escape(&say),
     );
     Letter { to: to.to_owned(), subject, text, html }
+}
+
+/// The subject and the first paragraph.
+fn words(purpose: Purpose, about: &Subject<'_>, organisation: &str, server: &str) -> (String, String) {
+    match (about, purpose) {
+        (Subject::Confirm { .. }, Purpose::Register) => (
+            format!("Confirm your e-mail address for {organisation}"),
+            format!("You are about to make a Matrix account on {server} with this e-mail address."),
+        ),
+        (Subject::Confirm { .. }, Purpose::Add) => (
+            format!("Confirm your e-mail address for {organisation}"),
+            format!("You are about to add this e-mail address to your Matrix account on {server}."),
+        ),
+        (Subject::Confirm { .. }, Purpose::Password) => (
+            format!("Set a new password for {organisation}"),
+            format!(
+                "Somebody, most likely you, wants to set a new password for your Matrix account on {server}."
+            ),
+        ),
+        (Subject::InUse, _) => (
+            format!("Your e-mail address is in use on {organisation}"),
+            format!(
+                "Somebody, most likely you, wanted to use this e-mail address for a Matrix account on {server}. \
+                 It belongs to an account already: sign in with the address and your password, or, if you have \
+                 forgotten it, ask your app for a new password."
+            ),
+        ),
+        (Subject::Unknown, _) => (
+            format!("There is no account with your e-mail address on {organisation}"),
+            format!(
+                "Somebody, most likely you, wanted to set a new password for a Matrix account with this e-mail \
+                 address on {server}. There is no such account: perhaps you used another address."
+            ),
+        ),
+    }
 }
 
 fn escape(text: &str) -> String {

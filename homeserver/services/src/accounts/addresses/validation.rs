@@ -316,7 +316,7 @@ fn is_over(row: &ValidationRow, now: u64) -> bool {
 }
 
 fn hashed(client_secret: &str) -> String {
-    Sha256::digest(client_secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    URL_SAFE_NO_PAD.encode(Sha256::digest(client_secret.as_bytes()))
 }
 
 /// <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3registeremailrequesttoken>
