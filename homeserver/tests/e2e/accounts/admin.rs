@@ -118,7 +118,7 @@ async fn the_command_line_manages_accounts_beside_a_running_server() {
     let alice = Raw::register(&site.url, "alice").await;
     let node = &site.nodes[0];
     let run = async |arguments: &[&str]| {
-        let done = node.run(&[&["user"], arguments].concat()).await;
+        let done = node.run(&[&["user"][..], arguments].concat()).await;
         assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).unwrap()
     };

@@ -117,10 +117,9 @@ async fn nothing_is_left_of_a_closed_account_and_its_name_is_gone() {
     }
     let keys =
         bob.post("/_matrix/client/v3/keys/query", json!({"device_keys": {user.as_str(): []}})).await.fine();
-    assert_eq!(keys["device_keys"][user], Value::Null);
+    assert!(keys["device_keys"][user].as_object().is_none_or(serde_json::Map::is_empty), "{keys}");
     let kept = site.store().await;
-    let id: &waxwing_client::ruma::UserId = user.as_str().try_into().unwrap();
-    let id = id.as_str().try_into().unwrap();
+    let id = user.as_str().try_into().unwrap();
     let mut conn = kept.read().await.unwrap();
     assert!(conn.account_data_of(id, None).await.unwrap().is_empty());
     assert!(conn.threepids_of(id).await.unwrap().is_empty());

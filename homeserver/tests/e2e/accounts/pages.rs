@@ -72,7 +72,8 @@ async fn somebody_registers_through_pages() {
     let (refused, policy) = fill(&raw, "m.login.registration_token", &format!("{own}&token=wrong")).await;
     assert_eq!(refused.status.as_u16(), 400);
     assert!(text(&refused).contains("not valid") && !policy.contains("script-src"));
-    fill(&raw, "m.login.registration_token", &format!("{own}&token=letmein")).await.0;
+    let (done, _) = fill(&raw, "m.login.registration_token", &format!("{own}&token=letmein")).await;
+    assert!(text(&done).contains("onAuthDone"));
     let (refused, _) = fill(&raw, "m.login.email.identity", &format!("{own}&email=nonsense")).await;
     assert!(text(&refused).contains("not an e-mail address"));
     let (sent, _) = fill(&raw, "m.login.email.identity", &format!("{own}&email=alice%40example.org")).await;
