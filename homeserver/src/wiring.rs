@@ -250,6 +250,19 @@ pub fn accounts(config: &Config, core: &Core, mailer: Option<Mailer>) -> anyhow:
     Ok(Arc::new(Accounts::new(core.clone(), Arc::new(appservices), mailer)))
 }
 
+/// The accounts with what sends their letters, and the token of the first administrator while there is no account.
+async fn accounts_at_start(
+    config: &Config,
+    core: &Core,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Arc<Accounts>, Option<String>)> {
+    let mailer = people::mailer(config, &extra_roots(config)?, stop)?;
+    let accounts = accounts(config, core, mailer)?;
+    accounts.create_appservice_senders().await?;
+    let first_token = accounts.first_token().await?;
+    Ok((accounts, first_token))
+}
+
 fn well_known(config: &Config) -> WellKnown {
     let client = config.well_known.client.as_ref().or(config.public_base_url.as_ref());
     WellKnown {
@@ -311,10 +324,7 @@ impl App {
     /// Opens the database and builds everything over it. Long polls and tasks end when `stop` is cancelled.
     pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
-        let mailer = people::mailer(config, &extra_roots(config)?, &stop)?;
-        let accounts = accounts(config, &core, mailer)?;
-        accounts.create_appservice_senders().await?;
-        let first_token = accounts.first_token().await?;
+        let (accounts, first_token) = accounts_at_start(config, &core, &stop).await?;
         let outgoing = outgoing(config, &core)?;
         let queries = queries(config, accounts.appservices())?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()))
@@ -341,8 +351,8 @@ impl App {
         let reader = RoomReader::new(core.clone(), history, client.clone());
         let third_party = ThirdParty::new(core.clone(), timeline.clone(), client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client);
-        let housekeeping =
-            Housekeeping::new(core.clone(), edus.to_device.clone()).with_timeline(timeline.clone());
+        let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone());
+        let housekeeping = housekeeping.with_timeline(timeline.clone());
         let api = Api::new(Parts {
             core: core.clone(),
             well_known: well_known(config),

@@ -133,7 +133,7 @@ impl MailServer {
                 "email.server=localhost".to_owned(),
                 "email.username=waxwing".to_owned(),
                 "email.password=feather".to_owned(),
-                format!("tls.extra_roots={}", authority.path().display()),
+                format!("tls.extra_roots=[\"{}\"]", authority.path().display()),
             ]);
         } else {
             settings.extend(["email.server=127.0.0.1".to_owned(), "email.tls=none".to_owned()]);

@@ -107,7 +107,7 @@ async fn flows(api: &Api) -> ApiResult<Vec<Vec<&'static str>>> {
     };
     let settings = &api.core.settings.accounts;
     let mail = api.accounts.sends_mail();
-    // The operator's token is not held up by a mail server that is not set up yet.
+    // Without a mail server nobody could show one.
     let required = mail && settings.email.as_ref().is_some_and(|email| email.required);
     let mut flows = Vec::new();
     for stage in first {

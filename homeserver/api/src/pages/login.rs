@@ -17,7 +17,7 @@ const FORM: &str = "<form id=\"login\"><p id=\"alert\" class=\"alert\" role=\"al
 
 const SCRIPT: &str = r"
 const form = document.getElementById('login'), alertBox = document.getElementById('alert');
-const say = text => { alertBox.textContent = text; alertBox.hidden = false; };
+const say = text => { alertBox.textContent = text[0].toUpperCase() + text.slice(1); alertBox.hidden = false; };
 form.addEventListener('submit', async event => {
   event.preventDefault();
   const user = document.getElementById('user').value.trim();

@@ -99,8 +99,8 @@ async fn tokens_are_not_guessed() {
 async fn addresses_and_links_have_rules() {
     let mail = MailServer::start(false).await;
     let mut settings = mail.settings();
-    settings.push("email.allowed_domains=example.org".to_owned());
-    settings.push("email.next_link_domains=app.example".to_owned());
+    settings.push(r#"email.allowed_domains=["example.org"]"#.to_owned());
+    settings.push(r#"email.next_link_domains=["app.example"]"#.to_owned());
     let site = Site::start_with(Shape::Sqlite, &settings).await.unwrap();
     let raw = Raw::nobody(&site.url);
     let body = |field: &str, value: serde_json::Value| {
