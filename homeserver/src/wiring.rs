@@ -333,13 +333,8 @@ impl App {
         let feeds = Feeds::new(core.clone(), queries.clone(), edus.typing.clone(), edus.presence.clone());
         feeds.prepare().await?;
         let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
-        let sync = Sync::new(
-            core.clone(),
-            Arc::clone(&notifier),
-            edus.typing.clone(),
-            edus.presence.clone(),
-            stop.clone(),
-        );
+        let (typing, presence) = (edus.typing.clone(), edus.presence.clone());
+        let sync = Sync::new(core.clone(), Arc::clone(&notifier), typing, presence, stop.clone());
         let push = push(config, &core, &notifier, sync.unread())?;
         let federation =
             outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
