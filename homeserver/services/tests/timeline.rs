@@ -20,11 +20,15 @@ struct Server {
 }
 
 async fn server(plaintext: bool) -> Server {
+    server_at(plaintext, Clock::System).await
+}
+
+async fn server_at(plaintext: bool, clock: Clock) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&format!("sqlite:{}", dir.path().join("test.db").display())).await.unwrap();
     let core = Core {
         server_name: "test".try_into().unwrap(),
-        clock: Clock::System,
+        clock,
         store,
         key: Arc::new(KeyPair::generate().unwrap()),
         settings: Arc::new(Settings {
@@ -168,5 +172,16 @@ async fn many_senders_share_commits_and_keep_one_order() {
     for pair in events.windows(2) {
         let (one, next) = (pair[0].event.as_ref().unwrap(), pair[1].event.as_ref().unwrap());
         assert_eq!(next.event.prev_events, vec![one.event.event_id.clone()]);
+    }
+}
+
+#[tokio::test]
+async fn rooms_that_are_alike_in_the_same_millisecond_are_different_rooms() {
+    let server = server_at(false, Clock::manual(1_800_000_000_000)).await;
+    for version in [RoomVersionId::V11, RoomVersionId::V12] {
+        let wish = || server.timeline.create_room(wish("ann", Some(version.clone()), Preset::PublicChat));
+        let (first, second, third) = tokio::join!(wish(), wish(), wish());
+        let rooms = std::collections::BTreeSet::from([first.unwrap(), second.unwrap(), third.unwrap()]);
+        assert_eq!(rooms.len(), 3, "{version}");
     }
 }

@@ -8,6 +8,7 @@ use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, OwnedUserI
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use waxwing_model::Event;
 use waxwing_rooms::version;
 use waxwing_storage::Tx;
 
@@ -15,6 +16,8 @@ use waxwing_storage::Tx;
 const MAX_INVITES: usize = 200;
 /// State events that createRoom takes at most.
 const MAX_INITIAL_STATE: usize = 200;
+/// Rooms that one user makes alike in one millisecond at most: as many as requests that wait for one group of writes.
+const MOST_ALIKE: u32 = 256;
 
 /// A set of first rules. <https://spec.matrix.org/v1.19/client-server-api/#post_matrixclientv3createroom>
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,17 +200,7 @@ impl Plan {
         {
             return Err(TimelineError::RoomInUse);
         }
-        let now: MilliSecondsSinceUnixEpoch = core.clock.now();
-        let draft = waxwing_rooms::EventDraft {
-            kind: TimelineEventType::RoomCreate,
-            content: self.create.clone(),
-            state_key: Some(String::new()),
-            sender: self.creator.clone(),
-            redacts: None,
-            origin_server_ts: now,
-            sticky_ms: None,
-        };
-        let create = append_create(core, tx, &self.version, self.room_id.clone(), draft).await?;
+        let create = self.append_create(core, tx).await?;
         let room = create.room_id.clone();
         if let Some(alias) = &self.alias {
             tx.alias_save(alias, &room, &self.creator).await?;
@@ -226,6 +219,28 @@ impl Plan {
             tx.room_put(row).await?;
         }
         Ok(room)
+    }
+
+    /// The create event. Where its hash is the id of the room, two that are alike in the same millisecond would be one
+    /// room: the later one is dated a little later.
+    async fn append_create(&self, core: &crate::Core, tx: &mut Tx) -> Result<Arc<Event>, TimelineError> {
+        let MilliSecondsSinceUnixEpoch(now) = core.clock.now();
+        for later in 0..MOST_ALIKE {
+            let draft = waxwing_rooms::EventDraft {
+                kind: TimelineEventType::RoomCreate,
+                content: self.create.clone(),
+                state_key: Some(String::new()),
+                sender: self.creator.clone(),
+                redacts: None,
+                origin_server_ts: MilliSecondsSinceUnixEpoch(now.saturating_add(later.into())),
+                sticky_ms: None,
+            };
+            match append_create(core, tx, &self.version, self.room_id.clone(), draft).await {
+                Err(TimelineError::RoomInUse) if self.room_id.is_none() => {}
+                appended => return appended,
+            }
+        }
+        Err(TimelineError::RoomInUse)
     }
 }
 

@@ -106,6 +106,7 @@ impl Measure {
         self.set("written_bytes_each", server.written / each);
         self.set("rss_mb", server.rss / 1e6);
         self.set("pss_mb", server.pss / 1e6);
+        self.set("anonymous_mb", server.anonymous / 1e6);
     }
 
     /// Adds a figure, rounded to what can be told from noise.

@@ -1,6 +1,11 @@
 //! Results of several runs side by side: medians of each label's runs, and ratios to one of the labels.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -24,6 +29,8 @@ struct Line {
     scenario: String,
     label: String,
     measures: Vec<Map<String, Value>>,
+    #[serde(default)]
+    options: Map<String, Value>,
     #[serde(flatten)]
     facts: Map<String, Value>,
 }
@@ -36,14 +43,12 @@ const SHOWN: &[(&str, &str)] = &[
     ("p99_ms", "p99 ms"),
     ("cpu_ms_each", "CPU ms each"),
     ("other_cpu_ms_each", "CPU ms each, second server"),
-    ("driver_cpu_ms_each", "driver's CPU ms each"),
     ("written_bytes_each", "bytes written each"),
     ("memory_kb_each", "KB each"),
     ("usable_ms", "usable after ms"),
     ("complete_ms", "complete after ms"),
     ("mb_per_second", "MB a second"),
     ("missing", "missing"),
-    ("pss_mb", "memory MB"),
 ];
 
 /// Of a scenario as a whole.
@@ -53,6 +58,31 @@ const FACTS: &[(&str, &str)] = &[
     ("data_mb_after", "data MB"),
     ("start_ms", "start to ready ms"),
 ];
+
+/// Options that say how something was measured, not what.
+const HOW: &[&str] = &["rate", "step", "seconds", "most", "first", "further"];
+
+/// Says in each scenario's name with which options it ran, where a label has several runs that differ in them.
+fn tell_apart(lines: &mut [Line]) {
+    let mut seen: BTreeMap<(String, String, String), BTreeSet<String>> = BTreeMap::new();
+    for line in lines.iter() {
+        for (option, value) in line.options.iter().filter(|(option, _)| !HOW.contains(&option.as_str())) {
+            let key = (line.scenario.clone(), option.clone(), line.label.clone());
+            seen.entry(key).or_default().insert(value.to_string());
+        }
+    }
+    let several = seen.into_iter().filter(|(_, values)| values.len() > 1);
+    let differ: BTreeSet<_> = several.map(|((scenario, option, _), _)| (scenario, option)).collect();
+    for line in lines {
+        let told =
+            |(option, _): &(&String, &Value)| differ.contains(&(line.scenario.clone(), (*option).clone()));
+        let told: Vec<String> =
+            line.options.iter().filter(told).map(|(option, value)| format!("{option} {value}")).collect();
+        if !told.is_empty() {
+            line.scenario = format!("{}, {}", line.scenario, told.join(", "));
+        }
+    }
+}
 
 /// Scenario, measure, figure, in the order in which they came, with the figures of each label.
 #[derive(Default)]
@@ -142,14 +172,19 @@ fn shown(figure: Option<f64>) -> String {
 }
 
 pub fn run(options: &Table) -> Result<()> {
-    let mut rows = Rows::default();
+    let mut lines = Vec::new();
     for path in &options.files {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let line = serde_json::from_str(line)
+            let line: Line = serde_json::from_str(line)
                 .with_context(|| format!("{}:{}: no line of results", path.display(), number + 1))?;
-            rows.add(line);
+            lines.push(line);
         }
+    }
+    tell_apart(&mut lines);
+    let mut rows = Rows::default();
+    for line in lines {
+        rows.add(line);
     }
     let Some(first) = rows.labels.first().cloned() else { bail!("no results in these files") };
     let against = options.against.clone().unwrap_or(first);
@@ -189,6 +224,21 @@ mod tests {
         assert_eq!(lines[2], "| sends | send | CPU ms each | 21.0 | 0.40 | 0.0190 |");
         assert_eq!(lines[3], "| sends |  | memory after, MB | 50.0 | 50.0 | 1.00 |");
         assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn options_that_differ_within_a_label_are_told() {
+        let with = |label, senders, seconds| {
+            let options = json!({"senders": senders, "seconds": seconds});
+            Line { options: options.as_object().unwrap().clone(), ..line(label, 1.0) }
+        };
+        let mut lines = [with("a", 16, 5), with("a", 32, 6), with("b", 16, 9)];
+        tell_apart(&mut lines);
+        let told = lines.map(|line| line.scenario);
+        assert_eq!(told, ["sends, senders 16", "sends, senders 32", "sends, senders 16"]);
+        let mut lines = [with("a", 16, 5), with("b", 32, 5), line("b", 1.0)];
+        tell_apart(&mut lines);
+        assert!(lines.iter().all(|line| line.scenario == "sends"));
     }
 
     #[test]
