@@ -13,6 +13,13 @@ pub fn plain() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(LIMIT).build().unwrap()
 }
 
+/// The same for one in the middle: where a server sends a browser, the browser goes.
+pub fn passing_on() -> reqwest::Client {
+    waxwing_client::install_tls_provider();
+    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(LIMIT);
+    builder.redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
+
 /// A client that takes any certificate.
 pub fn careless() -> reqwest::Client {
     waxwing_client::install_tls_provider();

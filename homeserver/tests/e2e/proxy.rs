@@ -24,7 +24,7 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", free_port())).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (turn, backends) = (Arc::new(AtomicUsize::new(0)), Arc::new(backends));
-        let client = super::http::plain();
+        let client = super::http::passing_on();
         let routes = Router::new().fallback(move |request: Request| {
             let backend = backends[turn.fetch_add(1, Ordering::Relaxed) % backends.len()].clone();
             forward(client.clone(), backend, request)

@@ -92,12 +92,7 @@ async fn an_account_with_an_address(site: &Site, mail: &MailServer) {
 
 /// Opens the page, presses its button, and is sent on to where the app wants it.
 async fn follow(raw: &Raw, link: &str) {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only([])
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .unwrap();
+    let client = crate::http::passing_on();
     let request = client
         .request(Method::POST, format!("{}/_waxwing/email/confirm", raw.base))
         .header("content-type", "application/x-www-form-urlencoded")
