@@ -88,6 +88,14 @@ start_postgres() {
     eval "$said"
 }
 
+start_s3() {
+    local said
+    s3=$(mktemp -d) || return 1
+    trap 'scripts/postgres.sh stop "$postgres"; scripts/s3.sh stop "$s3"' EXIT
+    said=$(scripts/s3.sh start "$s3") || return 1
+    eval "$said"
+}
+
 # script FILE ARGUMENT...: a part that is a script of its own; a missing one is a failure.
 script() {
     if [[ ! -x $1 ]]; then
@@ -151,6 +159,7 @@ part "system packages" install_packages
 part "formatting" cargo fmt --all --check
 part "lints" lint
 part "PostgreSQL cluster" start_postgres
+part "S3 store" start_s3
 if [[ $mode == quick ]]; then
     part "unit and storage tests on both engines" unit_and_storage_tests
 else

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::{self, Config, Sources};
+use crate::media::{self, MediaCommand};
 use crate::{audit, logs, node, user};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -49,6 +50,11 @@ enum Command {
     User {
         #[command(subcommand)]
         command: UserCommand,
+    },
+    /// Manage files; works while the server runs, and while it does not
+    Media {
+        #[command(subcommand)]
+        command: MediaCommand,
     },
     /// Look through the whole database for plaintext messages; fails if there are any
     Audit {
@@ -175,6 +181,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::User { command } => {
             runtime.block_on(manage(&config, command))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Media { command } => {
+            runtime.block_on(media::run(&config, command))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Audit { show_event } => {

@@ -69,6 +69,8 @@ settings! {
         rate_limits: RateLimits = RateLimits::default();
         /// Uploaded files.
         media: Media = Media::default();
+        /// Previews of pages on the web, for links in messages.
+        url_previews: UrlPreviews = UrlPreviews::default();
         /// Notifications that reach people's phones through the gateways of their apps.
         push: Push = Push::default();
         /// What one password hash (Argon2id) costs.
@@ -116,6 +118,9 @@ settings! {
         enabled: bool = true;
         /// Whether servers at private, loopback and link-local addresses may be called.
         allow_private_addresses: bool = false;
+        /// Whether other servers are told who is online here, and believed about their people: a message to each
+        /// server that shares a room for each change of each person.
+        presence: bool = false;
         /// Where a server is, whatever its name resolves to: `{ "example.org" = "10.0.0.7:8448" }`. For tests and
         /// networks with names of their own; these addresses may be private.
         hosts: BTreeMap<String, String> = BTreeMap::new();
@@ -149,6 +154,49 @@ settings! {
         max_upload_bytes: u64 = 50 * 1024 * 1024;
         /// The folder of the files. The default is `media` in `data_dir`.
         path: Option<PathBuf> = None, example r#""./waxwing-data/media""#;
+        /// Where the files are instead of in a folder: `s3://BUCKET` or `s3://BUCKET/PREFIX`, in any store that speaks
+        /// the S3 protocol. Nodes of one server need one, or a folder that they share. Give the bucket a rule that
+        /// removes unfinished multipart uploads after a few days.
+        store: Option<String> = None, example r#""s3://bucket/prefix""#;
+        /// Bytes that the files of one account may have together; 0: any number.
+        user_quota_bytes: u64 = 0;
+        /// Files that are stored while this is on are never served without an access token, as the specification asks.
+        /// Off: the older download endpoints serve everything to everyone who knows the address of a file.
+        freeze_unauthenticated: bool = true;
+        /// Bytes of other servers' files that are kept. Beyond them those go first that nobody has looked at for
+        /// longest; they are fetched again when somebody does.
+        remote_cache_bytes: u64 = 10 * 1024 * 1024 * 1024;
+        /// Days for which a file of another server is kept that nobody looks at.
+        remote_cache_days: u32 = 90;
+        /// How the store of `media.store` is reached.
+        s3: S3 = S3::default();
+    }
+
+    /// An object store.
+    S3 {
+        /// Its address. Unset: Amazon's, of the region. It may be plain HTTP where the network is trusted.
+        endpoint: Option<Url> = None, example r#""https://s3.example.org/""#;
+        /// The region.
+        region: String = "us-east-1".to_owned();
+        /// The access key. Unset: taken from `AWS_ACCESS_KEY_ID` and its siblings in the environment, or from the
+        /// machine that this runs on.
+        access_key_id: Option<String> = None, example r#""AKIAEXAMPLE""#;
+        /// The secret of the access key.
+        secret_access_key: Option<Secret> = None, example r#""a secret""#;
+        /// Whether the bucket is the first part of the host's name rather than of the path.
+        virtual_hosted: bool = false;
+    }
+
+    /// Previews of pages on the web, for links in messages.
+    UrlPreviews {
+        /// Whether this server reads pages for people. It then learns the links in their messages, encrypted ones too.
+        /// The default is `false` with `plaintext = "refuse"` and `true` with `plaintext = "accept"`.
+        enabled: Option<bool> = None, example "false";
+        /// Whether pages at private, loopback and link-local addresses may be read: whoever has an account can then
+        /// read what the server can reach inside its network.
+        allow_private_addresses: bool = false;
+        /// Hosts, with everything below them, whose pages are not read.
+        denied_hosts: Vec<String> = Vec::new();
     }
 
     /// Push notifications.
@@ -292,5 +340,18 @@ impl Config {
     /// The folder of the media files.
     pub fn media_path(&self) -> PathBuf {
         self.media.path.clone().unwrap_or_else(|| self.data_dir.join("media"))
+    }
+
+    /// The bucket and the prefix of `media.store`; none when it is unset or is no such address.
+    pub fn bucket(&self) -> Option<(&str, &str)> {
+        let address = self.media.store.as_deref()?.strip_prefix("s3://")?;
+        let (bucket, prefix) = address.split_once('/').unwrap_or((address, ""));
+        let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        (!bucket.is_empty() && bucket.chars().all(fine)).then_some((bucket, prefix.trim_matches('/')))
+    }
+
+    /// Whether pages on the web are read for people.
+    pub fn previews_urls(&self) -> bool {
+        self.url_previews.enabled.unwrap_or(self.plaintext == Plaintext::Accept)
     }
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod data_dir;
 pub mod listen;
 pub mod logs;
+pub mod media;
 pub mod metrics;
 pub mod node;
 mod people;

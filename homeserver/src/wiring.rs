@@ -4,7 +4,6 @@ use crate::config::{Badge, Config, Plaintext, Rate, Registration, RoomListPublic
 use crate::people;
 use anyhow::Context;
 use axum::Router;
-use object_store::local::LocalFileSystem;
 use ruma::ServerName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -13,7 +12,6 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use waxwing_api::{Api, Limits, Parts, Rate as ApiRate, Rates, WellKnown};
-use waxwing_federation::client::Client;
 use waxwing_model::Clock;
 use waxwing_rooms::KeyPair;
 use waxwing_services::account_data::AccountData;
@@ -27,7 +25,6 @@ use waxwing_services::filters::Filters;
 use waxwing_services::housekeeping::Housekeeping;
 use waxwing_services::keys::Keys;
 use waxwing_services::mail::Mailer;
-use waxwing_services::media::Media;
 use waxwing_services::notices::Notices;
 use waxwing_services::notifications::Notifications;
 use waxwing_services::notifier::Notifier;
@@ -155,7 +152,7 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
 }
 
 /// Certificate authorities of the configuration, DER.
-fn extra_roots(config: &Config) -> anyhow::Result<Vec<Vec<u8>>> {
+pub fn extra_roots(config: &Config) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut roots = Vec::new();
     for path in &config.tls.extra_roots {
         let cannot = || format!("cannot read the certificates in {}", path.display());
@@ -167,7 +164,7 @@ fn extra_roots(config: &Config) -> anyhow::Result<Vec<Vec<u8>>> {
 }
 
 /// What this server calls itself to others.
-fn user_agent() -> String {
+pub fn user_agent() -> String {
     format!("Waxwing/{}", env!("CARGO_PKG_VERSION"))
 }
 
@@ -197,7 +194,7 @@ fn push(
 }
 
 /// The services that other servers push to beside events.
-fn edus(core: &Core, outgoing: Option<&Outgoing>) -> Edus {
+fn edus(config: &Config, core: &Core, outgoing: Option<&Outgoing>) -> Edus {
     let volatile: Arc<dyn Volatile> = match outgoing {
         Some(outgoing) => Arc::new(outgoing.sender.clone()),
         None => Arc::new(Nowhere),
@@ -205,21 +202,10 @@ fn edus(core: &Core, outgoing: Option<&Outgoing>) -> Edus {
     Edus {
         typing: Typing::new(core.clone(), Arc::clone(&volatile)),
         receipts: Receipts::new(core.clone(), Arc::clone(&volatile)),
-        presence: PresenceService::new(core.clone(), volatile),
+        presence: PresenceService::new(core.clone(), config.federation.presence.then_some(volatile)),
         keys: Keys::new(core.clone(), outgoing.map(|outgoing| outgoing.client.clone())),
         to_device: ToDevice::new(core.clone()),
     }
-}
-
-/// Uploaded files, on this machine's disk.
-fn media(config: &Config, core: &Core, client: Option<Client>) -> anyhow::Result<Media> {
-    let path = config.media_path();
-    std::fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
-    let objects = LocalFileSystem::new_with_prefix(&path)
-        .with_context(|| format!("cannot open the folder {}", path.display()))?
-        // A file is on disk before the row that names it.
-        .with_fsync(true);
-    Ok(Media::new(core.clone(), Arc::new(objects), client))
 }
 
 /// The rate limits.
@@ -329,7 +315,7 @@ impl App {
         let queries = queries(config, accounts.appservices())?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()))
             .with_appservices(queries.clone());
-        let edus = edus(&core, outgoing.as_ref());
+        let edus = edus(config, &core, outgoing.as_ref());
         let feeds = Feeds::new(core.clone(), queries.clone(), edus.typing.clone(), edus.presence.clone());
         feeds.prepare().await?;
         let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
@@ -341,13 +327,12 @@ impl App {
         let history = federation.clone().map(|it| Arc::new(it) as Arc<dyn RemoteHistory>);
         let client = federation.as_ref().map(|federation| federation.outgoing().client.clone());
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
-        let media = media(config, &core, client.clone())?;
+        let media = crate::media::service(config, &core, client.clone())?;
         let delayed = Delayed::new(core.clone(), timeline.clone());
         let reader = RoomReader::new(core.clone(), history, client.clone());
-        let third_party = ThirdParty::new(core.clone(), timeline.clone(), client.clone());
-        let directory = Directory::new(core.clone(), timeline.clone(), client);
-        let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone());
-        let housekeeping = housekeeping.with_timeline(timeline.clone());
+        let directory = Directory::new(core.clone(), timeline.clone(), client.clone());
+        let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone(), media.clone())
+            .with_timeline(timeline.clone());
         let api = Api::new(Parts {
             core: core.clone(),
             well_known: well_known(config),
@@ -369,9 +354,10 @@ impl App {
             profiles,
             push_rules: PushRules::new(core.clone()),
             pushers: Pushers::new(core.clone()),
-            third_party,
+            third_party: ThirdParty::new(core.clone(), timeline.clone(), client),
             thread_subscriptions: ThreadSubscriptions::new(core.clone(), reader.clone()),
             timeline,
+            previews: crate::media::previews(config, &core, &media),
             media,
             reader,
             sync,

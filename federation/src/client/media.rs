@@ -106,7 +106,7 @@ impl Client {
         let signed = with_query(path(&["_matrix", "federation", "v1", "media", kind, media_id]), &query);
         match self.open(Call::get(destination, signed).timeout(wait + GRACE)).await {
             Ok(response) => self.read_parts(response, wait, limit).await,
-            Err(error) if error.is_unrecognized() => {
+            Err(error) if is_from_before(&error) => {
                 // A server from before authenticated media. `allow_remote` keeps it from asking yet another one.
                 query.push(("allow_remote", "false"));
                 let old = path(&["_matrix", "media", "v3", kind, destination.as_str(), media_id]);
@@ -147,6 +147,15 @@ impl Client {
             content,
         })
     }
+}
+
+/// Whether a server does not know authenticated media: by the code for that, or because what answers has no codes at
+/// all, like a web server in front of an old one.
+fn is_from_before(error: &ClientError) -> bool {
+    error.is_unrecognized()
+        || error.refusal().is_some_and(|refusal| {
+            refusal.errcode.is_empty() && matches!(refusal.status.as_u16(), 400 | 404 | 405 | 501)
+        })
 }
 
 /// A body that is the file.

@@ -42,6 +42,16 @@ fn app() -> Router {
         .route("/_matrix/federation/v1/media/download/old", get(move || async move { unrecognized }))
         .route("/_matrix/media/v3/download/{server}/old", get(old))
         .route(
+            "/_matrix/federation/v1/media/download/older",
+            get(|| async { (StatusCode::BAD_REQUEST, "what is that?") }),
+        )
+        .route(
+            "/_matrix/federation/v1/media/download/refused",
+            get(|| async { (StatusCode::FORBIDDEN, r#"{"errcode":"M_FORBIDDEN"}"#) }),
+        )
+        .route("/_matrix/media/v3/download/{server}/older", get(old))
+        .route("/_matrix/media/v3/download/{server}/refused", get(old))
+        .route(
             "/_matrix/federation/v1/media/download/moved",
             get(|headers: HeaderMap| async move {
                 let host = headers.get("host").map(|host| host.to_str().unwrap().to_owned());
@@ -76,6 +86,11 @@ async fn files_come_in_parts_from_elsewhere_or_the_old_way() {
     let old = client.media_download(server, "old", WAIT, 100).await.unwrap();
     assert_eq!(old.content_type.as_deref(), Some("image/png"));
     assert_eq!(read(old).await.unwrap(), "old");
+    let older = client.media_download(server, "older", WAIT, 100).await.unwrap();
+    assert_eq!(read(older).await.unwrap(), "old");
+    // Who knows the endpoint and says no is not asked in another way.
+    let refused = client.media_download(server, "refused", WAIT, 100).await;
+    assert!(matches!(refused, Err(MediaError::Client(ClientError::Refused(_)))));
     let moved = client.media_download(server, "moved", WAIT, 100).await.unwrap();
     assert_eq!(read(moved).await.unwrap(), "elsewhere");
     let large = client.media_download(server, "here", WAIT, 5).await.unwrap();

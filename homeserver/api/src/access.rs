@@ -104,6 +104,7 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("POST", "rooms/{room_id}/invite", Limited::Invite),
     ("POST", "createRoom", Limited::CreateRoom),
     ("POST", "rooms/{room_id}/upgrade", Limited::CreateRoom),
+    ("GET", "media/preview_url", Limited::Preview),
     ("POST", "upload", Limited::Upload),
     ("POST", "create", Limited::Upload),
     ("PUT", "upload/{server_name}/{media_id}", Limited::Upload),

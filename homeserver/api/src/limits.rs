@@ -23,6 +23,8 @@ const TOKENS: Rate = Rate { per_second: 1.0, burst: 30 };
 const LETTERS: Rate = Rate { per_second: 0.2, burst: 10 };
 /// Places where devices meet, for each address: one for each sign-in, read every second or two meanwhile.
 const MEETINGS: Rate = Rate { per_second: 20.0, burst: 100 };
+/// Previews of pages, for each account: a client that opens a room asks for every link that it shows.
+const PREVIEWS: Rate = Rate { per_second: 2.0, burst: 60 };
 
 /// So many a second on the long run, so many at once.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +53,8 @@ pub(crate) enum Limited {
     CreateRoom,
     /// Uploads, by account.
     Upload,
+    /// Previews of pages, by account.
+    Preview,
     /// Changes of events that wait to be sent, by address: they need no token.
     Delayed,
     /// Tokens of letters, by address.
@@ -115,6 +119,7 @@ pub struct Limits {
     invite: Option<Limit>,
     create_room: Option<Limit>,
     upload: Option<Limit>,
+    preview: Option<Limit>,
     delayed: Option<Limit>,
     token: Option<Limit>,
     mail: Option<Limit>,
@@ -159,6 +164,7 @@ impl Limits {
             invite: Limit::new(rates.invite),
             create_room: Limit::new(rates.create_room),
             upload: Limit::new(rates.upload),
+            preview: Limit::new(PREVIEWS),
             delayed: Limit::new(DELAYED),
             token: Limit::new(TOKENS),
             mail: Limit::new(LETTERS),
@@ -180,6 +186,7 @@ impl Limits {
             Limited::Invite => &self.invite,
             Limited::CreateRoom => &self.create_room,
             Limited::Upload => &self.upload,
+            Limited::Preview => &self.preview,
             Limited::Delayed => &self.delayed,
             Limited::Token => &self.token,
             Limited::Mail => &self.mail,

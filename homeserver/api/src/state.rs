@@ -17,6 +17,7 @@ use waxwing_services::notices::Notices;
 use waxwing_services::notifications::Notifications;
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
+use waxwing_services::previews::Previews;
 use waxwing_services::profiles::Profiles;
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
@@ -79,6 +80,8 @@ pub struct Parts {
     pub timeline: Timeline,
     /// Uploaded files.
     pub media: Media,
+    /// Pages on the web.
+    pub previews: Previews,
     /// Reading rooms.
     pub reader: RoomReader,
     /// What is new.

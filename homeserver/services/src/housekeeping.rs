@@ -2,6 +2,7 @@
 
 use crate::Core;
 use crate::federation::ANSWERS_KEPT_FOR;
+use crate::media::{Media, Tidied};
 use crate::timeline::Timeline;
 use crate::to_device::ToDevice;
 use std::sync::Arc;
@@ -27,20 +28,23 @@ pub struct Forgotten {
     pub answers: u64,
     /// Ids of other servers' to-device messages.
     pub message_ids: u64,
+    /// Files.
+    pub media: Tidied,
 }
 
 /// The service.
 pub struct Housekeeping {
     core: Core,
     to_device: ToDevice,
+    media: Media,
     timeline: Option<Timeline>,
     owner: Arc<str>,
 }
 
 impl Housekeeping {
     /// The service.
-    pub fn new(core: Core, to_device: ToDevice) -> Housekeeping {
-        Housekeeping { core, to_device, timeline: None, owner: opaque_id(16).into() }
+    pub fn new(core: Core, to_device: ToDevice, media: Media) -> Housekeeping {
+        Housekeeping { core, to_device, media, timeline: None, owner: opaque_id(16).into() }
     }
 
     /// Takes closed accounts out of rooms, too, that they could not leave when they were closed.
@@ -78,7 +82,8 @@ impl Housekeeping {
         }
         let answers = self.forget_answers(now).await?;
         self.empty_closed().await?;
-        Ok(Some(Forgotten { answers, message_ids: self.to_device.prune().await? }))
+        let message_ids = self.to_device.prune().await?;
+        Ok(Some(Forgotten { answers, message_ids, media: self.media.tidy().await? }))
     }
 
     async fn empty_closed(&self) -> StoreResult<()> {

@@ -47,7 +47,7 @@ pub struct Listed {
 /// What a search of the directory found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// In order of their ids.
+    /// Those first who share a room with the searcher, of them those whose name begins with what was searched for.
     pub people: Vec<(OwnedUserId, Listed)>,
     /// There are more.
     pub limited: bool,
@@ -76,7 +76,7 @@ impl People {
         People { core }
     }
 
-    /// People whose id or display name holds every word of `term`: those who share a room with `asking` or are in a
+    /// People whose id or display name holds every word of `term`, those nearest to `asking` first: those who share a room with `asking` or are in a
     /// public room. This server's are known by their profile, never by a name that they use in one room only.
     pub async fn search(&self, asking: &UserId, term: &str, limit: usize) -> Result<Found, PeopleError> {
         let words: Vec<String> = term.split_whitespace().take(MAX_WORDS).map(str::to_lowercase).collect();
@@ -84,7 +84,7 @@ impl People {
             return Ok(Found::default());
         };
         let pattern = like(longest);
-        let mut people = self.candidates(asking, &pattern).await?;
+        let (mut people, near) = self.candidates(asking, &pattern).await?;
         people.retain(|user, listed| words.iter().all(|word| matches(user, listed, word)));
         // Whoever searches is a match for nothing but the own name.
         let own = asking.localpart().to_lowercase();
@@ -93,18 +93,25 @@ impl People {
         }
         let limit = limit.min(MAX_RESULTS);
         let limited = people.len() > limit;
-        Ok(Found { people: people.into_iter().take(limit).collect(), limited })
+        let mut people: Vec<(OwnedUserId, Listed)> = people.into_iter().collect();
+        people.sort_by_cached_key(|(user, listed)| {
+            (!near.contains(user), !begins(user, listed, &words[0]), user.clone())
+        });
+        people.truncate(limit);
+        Ok(Found { people, limited })
     }
 
+    /// Who may be meant, and those of them who share a room with `asking`.
     async fn candidates(
         &self,
         asking: &UserId,
         pattern: &str,
-    ) -> Result<BTreeMap<OwnedUserId, Listed>, PeopleError> {
+    ) -> Result<(BTreeMap<OwnedUserId, Listed>, BTreeSet<OwnedUserId>), PeopleError> {
         let mut people = BTreeMap::new();
         let mut local = BTreeSet::new();
         let mut conn = self.core.store.read().await?;
         let mut seen = conn.people_sharing_like(asking, pattern, MAX_CANDIDATES).await?;
+        let mut near: BTreeSet<OwnedUserId> = seen.iter().map(|person| person.user_id.clone()).collect();
         seen.extend(conn.people_published_like(pattern, MAX_CANDIDATES).await?);
         for person in seen {
             if person.local {
@@ -117,7 +124,9 @@ impl People {
         let mut named = conn.profiles_named_like(pattern, MAX_CANDIDATES).await?;
         named.extend(conn.users_like(pattern, MAX_CANDIDATES).await?);
         named.retain(|user| !local.contains(user));
-        local.extend(conn.users_sharing_among(asking, &named).await?);
+        let sharing = conn.users_sharing_among(asking, &named).await?;
+        near.extend(sharing.iter().cloned());
+        local.extend(sharing);
         drop(conn);
         named.retain(|user| !local.contains(user));
         named.sort_unstable();
@@ -140,7 +149,7 @@ impl People {
             let listed = Listed { display_name: text("displayname"), avatar_url: text("avatar_url") };
             people.insert(user, listed);
         }
-        Ok(people)
+        Ok((people, near))
     }
 
     /// Whether a user is in a room that everybody may join or read.
@@ -217,6 +226,12 @@ fn like(word: &str) -> String {
 fn matches(user: &UserId, listed: &Listed, word: &str) -> bool {
     let named = listed.display_name.as_ref().is_some_and(|name| name.to_lowercase().contains(word));
     named || user.as_str().to_lowercase().contains(word)
+}
+
+/// Whether a person's name or id begins with `word`.
+fn begins(user: &UserId, listed: &Listed, word: &str) -> bool {
+    let named = listed.display_name.as_ref().is_some_and(|name| name.to_lowercase().starts_with(word));
+    named || user.localpart().to_lowercase().starts_with(word.trim_start_matches('@'))
 }
 
 #[cfg(test)]

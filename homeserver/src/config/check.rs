@@ -133,6 +133,7 @@ pub fn values(config: &Config) -> Result<(), ConfigError> {
     if config.media.max_upload_bytes == 0 {
         return invalid("media.max_upload_bytes", "must be greater than 0".to_owned());
     }
+    media(config)?;
     // The least that Argon2 takes for one lane.
     if config.password.memory_kib < 8 || config.password.iterations < 1 {
         return invalid("password", "needs `memory_kib` >= 8 and `iterations` >= 1".to_owned());
@@ -168,6 +169,23 @@ fn people(config: &Config) -> Result<(), ConfigError> {
     if turn.uris.iter().any(|uri| !["turn:", "turns:", "stun:"].iter().any(|scheme| uri.starts_with(scheme)))
     {
         return invalid("turn.uris", "must begin with `turn:`, `turns:` or `stun:`");
+    }
+    Ok(())
+}
+
+fn media(config: &Config) -> Result<(), ConfigError> {
+    let invalid = |key: &str, reason: &str| {
+        Err(ConfigError::Invalid { key: key.to_owned(), reason: reason.to_owned() })
+    };
+    let s3 = &config.media.s3;
+    if config.media.store.is_some() && config.bucket().is_none() {
+        return invalid("media.store", "must be `s3://BUCKET` or `s3://BUCKET/PREFIX`");
+    }
+    if s3.access_key_id.is_some() != s3.secret_access_key.is_some() {
+        return invalid("media.s3", "`access_key_id` and `secret_access_key` go together");
+    }
+    if s3.endpoint.as_ref().is_some_and(|url| !matches!(url.scheme(), "http" | "https")) {
+        return invalid("media.s3.endpoint", "must be `https://…` or `http://…`");
     }
     Ok(())
 }

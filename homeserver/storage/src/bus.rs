@@ -10,11 +10,13 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use waxwing_model::LogPosition;
 
-/// The channel of hints.
+/// The channel of hints, and that of what nodes tell each other beside the log.
 const CHANNEL: &str = "waxwing_log";
+const WHISPERS: &str = "waxwing_whispers";
+const WHISPER: &str = "SELECT pg_notify('waxwing_whispers', $1)";
 const NOTIFY: &str = "SELECT pg_notify('waxwing_log', $1)";
 /// A lost hint costs at most this much.
 const POLL: Duration = Duration::from_secs(1);
@@ -24,13 +26,13 @@ const COALESCE: Duration = Duration::from_millis(2);
 const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Starts the tasks that follow other writers of the log. They end with the store.
-pub(crate) fn follow(inner: &Arc<Inner>) {
+pub(crate) fn follow(inner: &Arc<Inner>, to_whisper: mpsc::Receiver<String>) {
     tokio::spawn(poll(Arc::downgrade(inner)));
     if let Pools::Postgres { own, .. } = &inner.pools {
         let options = own.connect_options();
         let committed = inner.committed.subscribe();
         tokio::spawn(listen(Arc::downgrade(inner), committed.clone(), PgConnectOptions::clone(&options)));
-        tokio::spawn(hint(Arc::downgrade(inner), committed, PgConnectOptions::clone(&options)));
+        tokio::spawn(hint(Arc::downgrade(inner), committed, to_whisper, PgConnectOptions::clone(&options)));
     }
 }
 
@@ -74,7 +76,7 @@ async fn listen(store: Weak<Inner>, committed: watch::Receiver<()>, options: PgC
 
 async fn follow_hints(store: &Weak<Inner>, pool: &sqlx::PgPool) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+    listener.listen_all([CHANNEL, WHISPERS]).await?;
     // What was committed before we listened.
     let mut position = None;
     loop {
@@ -85,39 +87,70 @@ async fn follow_hints(store: &Weak<Inner>, pool: &sqlx::PgPool) -> Result<(), sq
         drop(inner);
         // Without a hint the connection was lost and is there again: what came between was not heard.
         let hint = listener.try_recv().await?;
+        if let Some(whisper) = hint.as_ref().filter(|hint| hint.channel() == WHISPERS) {
+            let Some(inner) = store.upgrade() else { return Ok(()) };
+            inner.whispers.hear(whisper.payload());
+            // It says nothing about the log: what is known of that is not to be asked for again.
+            position = Some(inner.tail.head());
+            continue;
+        }
         position = hint.and_then(|hint| hint.payload().parse().ok()).map(LogPosition);
     }
 }
 
-/// Tells the other nodes after this one has committed rows: outside the transactions that write them.
-async fn hint(store: Weak<Inner>, mut committed: watch::Receiver<()>, options: PgConnectOptions) {
+/// Tells the other nodes after this one has committed rows, outside the transactions that write them, and what this
+/// one tells them beside the log.
+async fn hint(
+    store: Weak<Inner>,
+    mut committed: watch::Receiver<()>,
+    mut to_whisper: mpsc::Receiver<String>,
+    options: PgConnectOptions,
+) {
     // A hint that a crash of the database loses is a lost hint.
     let options = options.options([("synchronous_commit", "off")]);
     let mut connection: Option<PgConnection> = None;
-    while committed.changed().await.is_ok() {
-        let Some(head) = store.upgrade().map(|inner| inner.tail.head()) else { return };
-        match send_hint(&mut connection, &options, head).await {
+    loop {
+        let sent = tokio::select! {
+            changed = committed.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let Some(head) = store.upgrade().map(|inner| inner.tail.head()) else { return };
+                send(&mut connection, &options, NOTIFY, &head.0.to_string()).await.inspect_err(|_| {
+                    committed.mark_changed();
+                })
+            }
+            Some(text) = to_whisper.recv() => {
+                let sent = send(&mut connection, &options, WHISPER, &text).await;
+                if sent.is_err() && let Some(inner) = store.upgrade() {
+                    // The others lose it; this node need not.
+                    inner.whispers.hear(&text);
+                }
+                sent
+            }
+        };
+        match sent {
             Ok(()) => tokio::time::sleep(COALESCE).await,
             Err(error) => {
                 tracing::warn!(%error, "a hint was not sent; trying again");
                 connection = None;
-                committed.mark_changed();
                 tokio::time::sleep(RECONNECT).await;
             }
         }
     }
 }
 
-async fn send_hint(
+async fn send(
     connection: &mut Option<PgConnection>,
     options: &PgConnectOptions,
-    head: LogPosition,
+    statement: &'static str,
+    text: &str,
 ) -> Result<(), sqlx::Error> {
     if connection.is_none() {
         *connection = Some(options.connect().await?);
     }
     if let Some(connection) = connection {
-        sqlx::query(NOTIFY).bind(head.0.to_string()).execute(connection).await?;
+        sqlx::query(statement).bind(text).execute(connection).await?;
     }
     Ok(())
 }

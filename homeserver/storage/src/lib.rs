@@ -29,6 +29,7 @@ mod leases;
 mod leavings;
 mod log;
 mod media;
+mod media_cache;
 mod members;
 mod migrate;
 mod one_time_keys;
@@ -61,6 +62,8 @@ mod threepids;
 mod to_device;
 mod tokens;
 mod tx;
+mod url_previews;
+mod whispers;
 
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
@@ -74,7 +77,8 @@ pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
 pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
 pub use log::{Fact, LogRow, NewRow};
-pub use media::{MediaEntry, MediaRow, ThumbnailKey};
+pub use media::{MediaEntry, MediaOfUser, MediaRow, ThumbnailKey};
+pub use media_cache::CachedMedia;
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
@@ -99,6 +103,8 @@ pub use thread_subscriptions::{THREAD_SUBSCRIPTION, ThreadSubscriptionRow};
 pub use threepids::{ThreepidRow, ValidationRow};
 pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
+pub use url_previews::OldPreview;
+pub use whispers::MAX_WHISPER;
 
 /// Every statement, by file: a test prepares each on both engines.
 #[doc(hidden)]
@@ -120,6 +126,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("leavings", leavings::STATEMENTS),
     ("log", log::STATEMENTS),
     ("media", media::STATEMENTS),
+    ("media_cache", media_cache::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("outbox", outbox::STATEMENTS),
@@ -148,4 +155,5 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("tokens", tokens::STATEMENTS),
     ("accounts", accounts::STATEMENTS),
     ("registration", registration::STATEMENTS),
+    ("url_previews", url_previews::STATEMENTS),
 ];

@@ -37,6 +37,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     62 "0062_search",
     63 "0063_sticky_events",
     64 "0064_relation_claims",
+    70 "0070_media",
     80 "0080_partial_rooms",
     81 "0081_staged_pdus",
 ];

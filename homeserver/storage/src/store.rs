@@ -9,6 +9,7 @@ use crate::log::LogRow;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
 use crate::tx::{TransactionKey, Tx};
+use crate::whispers::Whispers;
 use futures_util::future::BoxFuture;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -60,6 +61,8 @@ pub(crate) struct Inner {
     lookups: AtomicU64,
     /// Changes when this node has committed rows of the log; closed with the store.
     pub committed: watch::Sender<()>,
+    /// What nodes tell each other that is not in the log.
+    pub whispers: Whispers,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
 }
@@ -67,7 +70,7 @@ pub(crate) struct Inner {
 /// A handle to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     queue: mpsc::Sender<Job>,
 }
 
@@ -81,6 +84,7 @@ impl Store {
         let pools = Pools::open(address).await?;
         crate::migrate::migrate(&pools).await?;
         let head = pools.reader().await?.log_head().await?;
+        let (whispers, to_whisper) = Whispers::new();
         let inner = Arc::new(Inner {
             pools,
             tail: Tail::new(head),
@@ -92,11 +96,12 @@ impl Store {
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
             committed: watch::Sender::new(()),
+            whispers,
             publishing: Mutex::new(()),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
         tokio::spawn(group::commit_groups(Arc::clone(&inner), jobs));
-        crate::bus::follow(&inner);
+        crate::bus::follow(&inner, to_whisper);
         Ok(Store { inner, queue })
     }
 

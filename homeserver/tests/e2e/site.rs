@@ -47,7 +47,9 @@ impl Site {
         let database = if shape == Shape::Sqlite { None } else { Some(Database::create()?) };
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings.to_vec();
-        settings.push(format!("media.path={}", folder.path().join("media").display()));
+        if !settings.iter().any(|setting| setting.starts_with("media.store=")) {
+            settings.push(format!("media.path={}", folder.path().join("media").display()));
+        }
         if let Some(database) = &database {
             settings.push(format!("database={}", database.url()));
         }

@@ -60,7 +60,7 @@ async fn passwords_are_not_guessed_through_any_endpoint() {
 }
 
 /// An account that the operator has made an administrator.
-async fn administrator(site: &Site) -> Raw {
+pub async fn administrator(site: &Site) -> Raw {
     let root = Raw::register(&site.url, "root").await;
     let raised: Result<bool, StoreError> = site
         .store()

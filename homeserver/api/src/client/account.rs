@@ -67,6 +67,9 @@ pub(super) async fn close(api: &Api, user: &UserId, erase: bool) -> ApiResult<()
     if let Err(error) = api.timeline.leave_all(user).await {
         tracing::warn!(%error, "a closed account could not leave all of its rooms");
     }
+    if erase {
+        api.media.erase(user).await?;
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod elsewhere;
 mod keys;
 mod login;
 pub(crate) mod media;
+mod media_admin;
 mod reading;
 mod register;
 mod registration_tokens;
@@ -45,6 +46,7 @@ pub(crate) fn routes() -> Router<Api> {
         .authenticated(Method::POST, "/_matrix/client/v4/sync", sliding::accepted)
         .merge(room::routes())
         .merge(media::routes())
+        .merge(media_admin::routes())
         .merge(reading::routes())
         .merge(user::routes())
         .merge(keys::routes())

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, header};
 use std::time::Duration;
-use waxwing_services::media::{MediaFile, ThumbnailWish};
+use waxwing_services::media::{Ask, MediaFile, ThumbnailWish};
 
 /// What a download waits for an upload when the other server does not say, milliseconds.
 const DEFAULT_WAIT_MS: u64 = 20_000;
@@ -31,16 +31,18 @@ async fn signed(api: &Api, request: Request<Body>) -> ApiResult<Signed> {
     receive(api, &federation, SMALL, request).await
 }
 
-fn wait(signed: &Signed) -> ApiResult<Duration> {
+/// Only of what is ours.
+fn ask(signed: &Signed) -> ApiResult<Ask> {
     let millis = signed.number("timeout_ms")?.unwrap_or(DEFAULT_WAIT_MS);
-    Ok(Duration::from_millis(millis.min(MAX_WAIT_MS)))
+    let wait = Duration::from_millis(millis.min(MAX_WAIT_MS));
+    Ok(Ask { wait, remote: false, without_token: false })
 }
 
 async fn download(State(api): State<Api>, request: Request<Body>) -> Response {
     let served = async {
         let signed = signed(&api, request).await?;
         let id: String = signed.path(0, "media id")?;
-        let file = api.media.find(&api.core.server_name, &id, wait(&signed)?, false).await?;
+        let file = api.media.find(&api.core.server_name, &id, ask(&signed)?).await?;
         multipart(&api, &file).await
     };
     served.await.unwrap_or_else(|error: ApiError| error.into_response())
@@ -57,10 +59,18 @@ async fn thumbnail(State(api): State<Api>, request: Request<Body>) -> Response {
         let wish = ThumbnailWish {
             width: size("width")?.max(1),
             height: size("height")?.max(1),
-            crop: signed.text("method") == Some("crop"),
+            crop: match signed.text("method") {
+                None | Some("scale") => false,
+                Some("crop") => true,
+                Some(_) => return Err(ApiError::invalid_param("method must be crop or scale")),
+            },
+            animated: match signed.text("animated") {
+                None | Some("false") => false,
+                Some("true") => true,
+                Some(_) => return Err(ApiError::invalid_param("animated must be true or false")),
+            },
         };
-        let wait = wait(&signed)?;
-        let file = api.media.thumbnail(&api.core.server_name, &id, wish, wait, false).await?;
+        let file = api.media.thumbnail(&api.core.server_name, &id, wish, ask(&signed)?).await?;
         multipart(&api, &file).await
     };
     served.await.unwrap_or_else(|error: ApiError| error.into_response())

@@ -1,22 +1,28 @@
-//! Small pictures of large ones.
+//! Thumbnails: of a few sizes, made once, off the threads that serve requests, a few at a time, and kept.
+//! <https://spec.matrix.org/v1.19/client-server-api/#thumbnails>
 
-use super::{Media, MediaError, MediaFile, check_id};
+use super::draw::{Drawn, draw, essence};
+use super::objects::WriteError;
+use super::{Ask, Key, Media, MediaError, MediaFile, check_id, tag_of};
 use bytes::Bytes;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::ImageFormat;
 use ruma::ServerName;
-use std::io::Cursor;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use waxwing_storage::ThumbnailKey;
+use waxwing_storage::{StoreError, ThumbnailKey};
 
-/// Larger files are served as they are: decoding them costs more than a thumbnail is worth.
-pub const MAX_SOURCE_BYTES: u64 = 20 * 1024 * 1024;
-/// Pixels of a picture that is decoded: guards against small files that unpack to gigabytes.
-pub const MAX_PIXELS: u64 = 40_000_000;
+/// Larger files are not held in memory: no thumbnail is made of them.
+pub const MAX_SOURCE_BYTES: u64 = 50 * 1024 * 1024;
+/// Thumbnails that may wait for their turn: the rest is told to come again.
+const MAX_QUEUED: usize = 64;
+/// The longest that one waits for its turn.
+const MAX_TURN: Duration = Duration::from_secs(30);
 
 /// The sizes that are made; a wish is served with the smallest that is not smaller.
-/// <https://spec.matrix.org/v1.19/client-server-api/#thumbnails>
 const SIZES: [(u32, u32); 5] = [(32, 32), (96, 96), (320, 240), (640, 480), (800, 600)];
+/// Stands for a picture of its own size.
+const WHOLE: (u32, u32) = (0, 0);
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug)]
@@ -27,20 +33,59 @@ pub struct ThumbnailWish {
     pub height: u32,
     /// Whether to crop to the shape, or to scale into it.
     pub crop: bool,
+    /// Whether it may move.
+    pub animated: bool,
 }
 
 impl ThumbnailWish {
-    /// The size that is made for this wish: one of a few, so that nobody fills the disk with sizes. None: only the
-    /// picture itself may be large enough.
-    fn key(self) -> Option<ThumbnailKey> {
+    /// The thumbnail that is made for this wish: of a few sizes, so that nobody fills the disk with them. Above the
+    /// largest: the picture itself.
+    fn key(self) -> ThumbnailKey {
         let fits = |(width, height): &(u32, u32)| *width >= self.width && *height >= self.height;
-        let (width, height) = SIZES.iter().copied().find(fits)?;
-        Some(ThumbnailKey { width, height, crop: self.crop, animated: false })
+        let (width, height) = SIZES.iter().copied().find(fits).unwrap_or(WHOLE);
+        let crop = self.crop && (width, height) != WHOLE;
+        ThumbnailKey { width, height, crop, animated: self.animated }
+    }
+}
+
+/// What became of a thumbnail that was to be made.
+#[derive(Clone, Debug)]
+pub(super) enum Thumbnailed {
+    /// The file is its own.
+    AsItIs,
+    /// A new one.
+    New(Thumbnail),
+    /// None can be made.
+    None,
+    /// Too many wait.
+    Busy,
+    /// This server's own fault.
+    Failed(String),
+}
+
+/// A thumbnail in the object store.
+#[derive(Clone, Debug)]
+pub(super) struct Thumbnail {
+    object: String,
+    content_type: String,
+    size: u64,
+}
+
+impl Thumbnail {
+    fn file(self, file_name: Option<String>) -> MediaFile {
+        MediaFile {
+            content_type: Some(self.content_type),
+            file_name,
+            size: self.size,
+            tag: tag_of(&self.object),
+            object: self.object,
+        }
     }
 }
 
 impl Media {
-    /// A thumbnail of a file, made when it is first asked for.
+    /// A thumbnail of a file, made when it is first asked for. Of a file of another server that is too large for this
+    /// one, that server is asked for a thumbnail.
     ///
     /// # Errors
     /// [`MediaError::NoThumbnail`] when the file is no picture that can be decoded within the limits.
@@ -49,119 +94,135 @@ impl Media {
         server: &ServerName,
         id: &str,
         wish: ThumbnailWish,
-        wait: Duration,
-        remote: bool,
+        ask: Ask,
     ) -> Result<MediaFile, MediaError> {
         check_id(id)?;
-        let source = self.find(server, id, wait, remote).await?;
-        let Some(key) = wish.key() else {
-            let kind = source.content_type.as_deref().unwrap_or_default();
-            return if is_picture(kind) { Ok(source) } else { Err(MediaError::NoThumbnail) };
+        let key = wish.key();
+        let source = match self.find(server, id, ask).await {
+            Err(MediaError::RemoteTooLarge(_)) => return self.remote_thumbnail(server, id, wish, ask).await,
+            other => other?,
         };
         let made = self.core.store.read().await?.thumbnail_load(server, id, key).await?;
         if let Some((object, content_type, size)) = made {
-            return Ok(MediaFile {
-                content_type: Some(content_type),
-                file_name: source.file_name,
-                size: size as u64,
-                object,
-            });
+            return Ok(Thumbnail { object, content_type, size: size as u64 }.file(source.file_name));
         }
-        if source.size > MAX_SOURCE_BYTES {
+        let media_key = (server.to_owned(), id.to_owned());
+        if source.size > MAX_SOURCE_BYTES || self.shared.undrawable.contains_key(&media_key) {
             return Err(MediaError::NoThumbnail);
         }
-        let turn = Arc::clone(&self.drawing).acquire_owned().await.map_err(|_| MediaError::NoThumbnail)?;
-        let bytes = self.read_all(&source.object).await?;
-        let drawn = tokio::task::spawn_blocking(move || {
-            // The thread goes on when the client has gone, and keeps its turn.
-            let _turn = turn;
-            draw(&bytes, key)
-        })
-        .await
-        .map_err(|_| MediaError::NoThumbnail)??;
-        let Some((picture, content_type)) = drawn else {
-            // Never upscale: a picture that is small enough is its own thumbnail.
-            return Ok(source);
+        let begin = || {
+            let (media, media_key, source) = (self.clone(), media_key.clone(), source.clone());
+            async move {
+                let made = media.make(&media_key, key, &source).await;
+                if matches!(made, Ok(Thumbnailed::None)) {
+                    media.shared.undrawable.insert(media_key, ());
+                }
+                made.unwrap_or_else(|error| Thumbnailed::Failed(error.to_string()))
+            }
         };
-        self.keep(server, id, key, source.file_name, picture, content_type).await
+        match self.shared.drafts.join((media_key.clone(), key), begin).await {
+            Some(Thumbnailed::AsItIs) => Ok(source),
+            Some(Thumbnailed::New(thumbnail)) => Ok(thumbnail.file(source.file_name)),
+            // A decoder that panicked would do so again.
+            None | Some(Thumbnailed::None) => Err(MediaError::NoThumbnail),
+            Some(Thumbnailed::Busy) => Err(MediaError::Busy),
+            Some(Thumbnailed::Failed(why)) => {
+                tracing::warn!(why, "a thumbnail could not be made");
+                Err(MediaError::NoThumbnail)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        media: &Key,
+        key: ThumbnailKey,
+        source: &MediaFile,
+    ) -> Result<Thumbnailed, MediaError> {
+        if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= MAX_QUEUED {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            return Ok(Thumbnailed::Busy);
+        }
+        let turn = tokio::time::timeout(MAX_TURN, Arc::clone(&self.shared.drawing).acquire_owned()).await;
+        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+        let Ok(Ok(turn)) = turn else { return Ok(Thumbnailed::Busy) };
+        let bytes = self.shared.objects.read_all(&source.object).await?;
+        let declared = source.content_type.clone();
+        let drawn = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            draw(&bytes, declared.as_deref(), key)
+        });
+        match drawn.await {
+            Ok(Ok(Drawn::AsItIs)) => Ok(Thumbnailed::AsItIs),
+            Ok(Ok(Drawn::New(picture, content_type))) => {
+                self.keep(media, key, picture, content_type).await.map(Thumbnailed::New)
+            }
+            Ok(Err(_)) | Err(_) => Ok(Thumbnailed::None),
+        }
     }
 
     async fn keep(
         &self,
-        server: &ServerName,
-        id: &str,
+        (server, id): &Key,
         key: ThumbnailKey,
-        file_name: Option<String>,
         picture: Vec<u8>,
         content_type: &'static str,
-    ) -> Result<MediaFile, MediaError> {
-        let name = format!("{id}-{}x{}-{}", key.width, key.height, key.crop);
-        let object = format!("thumbnails/{}", super::store::object_name(server, &name));
-        let size = picture.len() as u64;
-        let body = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from(picture))]);
-        self.write(&object, body, u64::MAX).await?;
-        let input = Arc::new((server.to_owned(), id.to_owned(), object.clone()));
-        self.core
-            .store
-            .write("thumbnail", Vec::new(), move |tx| {
-                let input = Arc::clone(&input);
-                Box::pin(async move {
-                    tx.thumbnail_insert(&input.0, &input.1, key, &input.2, content_type, size as i64).await
-                })
+    ) -> Result<Thumbnail, MediaError> {
+        let object = self.promise(server, &format!("{id}-thumbnail")).await?;
+        let body = futures_util::stream::iter([Ok(Bytes::from(picture))]);
+        let written = self.shared.objects.write(&object.name, body, u64::MAX).await;
+        let written = written.map_err(|error| match error {
+            WriteError::Objects(error) => MediaError::Objects(error),
+            other => MediaError::Broken(other.to_string()),
+        })?;
+        let input = Arc::new((server.clone(), id.clone(), object.settle()));
+        let thumbnail =
+            Thumbnail { object: input.2.clone(), content_type: content_type.to_owned(), size: written.size };
+        let size = written.size as i64;
+        let kept = self.core.store.write("thumbnail", Vec::new(), move |tx| {
+            let input = Arc::clone(&input);
+            Box::pin(async move {
+                let (server, id, object) = &*input;
+                // The file may have gone meanwhile, or another node have been faster: then the new one is garbage,
+                // and served until it is removed.
+                if tx.media_load(server, id).await?.is_some()
+                    && tx.thumbnail_insert(server, id, key, object, content_type, size).await?
+                {
+                    tx.media_garbage_drop(object).await?;
+                }
+                Ok::<_, StoreError>(())
             })
-            .await?;
-        Ok(MediaFile { content_type: Some(content_type.to_owned()), file_name, size, object })
+        });
+        kept.await?;
+        Ok(thumbnail)
     }
-}
 
-/// Whether the uploader said that it is a picture of a kind that is decoded here.
-fn is_picture(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    ImageFormat::from_mime_type(essence).is_some_and(|format| format.reading_enabled())
-}
-
-/// Decodes, turns upright, scales and encodes; `None` when the picture is not larger than the thumbnail would be.
-fn draw(bytes: &[u8], key: ThumbnailKey) -> Result<Option<(Vec<u8>, &'static str)>, MediaError> {
-    let no = |_| MediaError::NoThumbnail;
-    let mut reader =
-        ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| MediaError::NoThumbnail)?;
-    let format = reader.format().ok_or(MediaError::NoThumbnail)?;
-    let (width, height) =
-        ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(no)?;
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(MediaError::NoThumbnail);
+    /// The other server's own thumbnail, kept like a file: under an id that no file has.
+    async fn remote_thumbnail(
+        &self,
+        server: &ServerName,
+        id: &str,
+        wish: ThumbnailWish,
+        ask: Ask,
+    ) -> Result<MediaFile, MediaError> {
+        let mut key = wish.key();
+        if (key.width, key.height) == WHOLE {
+            (key.width, key.height) = SIZES[SIZES.len() - 1];
+        }
+        let method = if key.crop { "crop" } else { "scale" };
+        let stored = format!("{id}~{}x{}-{method}-{}", key.width, key.height, key.animated);
+        let here = Ask { remote: false, wait: Duration::ZERO, ..ask };
+        let file = match self.find_stored(server, &stored, here).await {
+            Err(MediaError::NotFound) => {
+                self.fetch_thumbnail(server, id, stored.clone(), key, ask.wait).await?;
+                self.find_stored(server, &stored, here).await?
+            }
+            other => other?,
+        };
+        // What another server calls a thumbnail may be anything.
+        let kind = file.content_type.as_deref().map(essence).unwrap_or_default();
+        if ImageFormat::from_mime_type(kind).is_some() { Ok(file) } else { Err(MediaError::NoThumbnail) }
     }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_PIXELS * 8);
-    reader.limits(limits);
-    if width <= key.width && height <= key.height {
-        return Ok(None);
-    }
-    let mut decoder = reader.into_decoder().map_err(no)?;
-    let orientation = decoder.orientation().map_err(no)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(no)?;
-    picture.apply_orientation(orientation);
-    let small = if key.crop {
-        picture.resize_to_fill(
-            key.width.min(picture.width()),
-            key.height.min(picture.height()),
-            image::imageops::FilterType::Triangle,
-        )
-    } else {
-        picture.resize(key.width, key.height, image::imageops::FilterType::Triangle)
-    };
-    encode(&small, format).map(Some)
-}
-
-fn encode(picture: &DynamicImage, source: ImageFormat) -> Result<(Vec<u8>, &'static str), MediaError> {
-    let mut bytes = Cursor::new(Vec::new());
-    let (format, content_type) = if source == ImageFormat::Jpeg {
-        (ImageFormat::Jpeg, "image/jpeg")
-    } else {
-        (ImageFormat::Png, "image/png")
-    };
-    picture.write_to(&mut bytes, format).map_err(|_| MediaError::NoThumbnail)?;
-    Ok((bytes.into_inner(), content_type))
 }
 
 #[cfg(test)]
@@ -171,23 +232,12 @@ mod tests {
     #[test]
     fn wishes_are_rounded_up_to_the_sizes_that_are_made() {
         let key = |width, height| {
-            let key = ThumbnailWish { width, height, crop: true }.key();
-            key.map(|key| (key.width, key.height))
+            let key = ThumbnailWish { width, height, crop: true, animated: false }.key();
+            (key.width, key.height, key.crop)
         };
-        assert_eq!(key(30, 30), Some((32, 32)));
-        assert_eq!(key(33, 20), Some((96, 96)));
-        assert_eq!(key(300, 200), Some((320, 240)));
-        assert_eq!(key(5000, 5000), None);
-    }
-
-    #[test]
-    fn a_picture_is_never_made_larger_and_nonsense_is_no_picture() {
-        let picture = DynamicImage::new_rgb8(100, 50);
-        let (bytes, _) = encode(&picture, ImageFormat::Png).unwrap();
-        let key = ThumbnailKey { width: 320, height: 240, crop: false, animated: false };
-        assert!(draw(&bytes, key).unwrap().is_none());
-        let key = ThumbnailKey { width: 32, height: 32, crop: true, animated: false };
-        assert!(draw(&bytes, key).unwrap().is_some());
-        assert!(draw(b"no picture at all", key).is_err());
+        assert_eq!(key(30, 30), (32, 32, true));
+        assert_eq!(key(33, 20), (96, 96, true));
+        assert_eq!(key(300, 200), (320, 240, true));
+        assert_eq!(key(5000, 5000), (0, 0, false));
     }
 }

@@ -63,7 +63,7 @@ async fn server() -> Server {
 async fn on(core: Core, dir: Option<tempfile::TempDir>) -> Server {
     let notifier = Notifier::start(core.clone()).await.unwrap();
     let typing = Typing::new(core.clone(), Arc::new(Nowhere));
-    let presence = PresenceService::new(core.clone(), Arc::new(Nowhere));
+    let presence = PresenceService::new(core.clone(), None);
     let sync = Sync::new(core.clone(), notifier, typing.clone(), presence, CancellationToken::new());
     Server {
         timeline: Timeline::new(core.clone(), None),

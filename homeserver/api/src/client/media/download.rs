@@ -6,16 +6,17 @@ use crate::extract::path;
 use crate::state::Api;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use ruma::ServerName;
 use ruma::api::client::media::is_safe_inline_content_type;
+use ruma::api::error::ErrorCode;
 use ruma::http_headers::{ContentDisposition, ContentDispositionType};
 use serde::Deserialize;
 use std::ops::Range;
 use std::time::Duration;
-use waxwing_services::media::{MediaFile, ThumbnailWish};
+use waxwing_services::media::{Ask, MediaFile, ThumbnailWish};
 
 /// What a download waits for an upload when the client does not say.
 /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1mediadownloadservernamemediaid>
@@ -32,9 +33,13 @@ const CACHE: &str = "private, max-age=31536000, immutable";
 struct Wish {
     timeout_ms: Option<u64>,
     allow_remote: Option<bool>,
+    /// Understood, and of no effect: files come from here alone.
+    #[serde(rename = "allow_redirect")]
+    _allow_redirect: Option<bool>,
     width: Option<u32>,
     height: Option<u32>,
     method: Option<String>,
+    animated: Option<bool>,
 }
 
 impl Wish {
@@ -43,8 +48,13 @@ impl Wish {
         Ok(wish)
     }
 
-    fn wait(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_WAIT_MS).min(MAX_WAIT_MS))
+    fn ask(&self, legacy: bool) -> Ask {
+        Ask {
+            wait: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_WAIT_MS).min(MAX_WAIT_MS)),
+            // Of the older endpoints alone.
+            remote: !legacy || self.allow_remote.unwrap_or(true),
+            without_token: legacy,
+        }
     }
 
     fn thumbnail(&self) -> ApiResult<ThumbnailWish> {
@@ -58,7 +68,8 @@ impl Wish {
             Some("crop") => true,
             Some(_) => return Err(ApiError::invalid_param("method must be crop or scale")),
         };
-        Ok(ThumbnailWish { width: size("width", self.width)?, height: size("height", self.height)?, crop })
+        let (width, height) = (size("width", self.width)?, size("height", self.height)?);
+        Ok(ThumbnailWish { width, height, crop, animated: self.animated.unwrap_or(false) })
     }
 }
 
@@ -90,8 +101,7 @@ pub(crate) async fn body(api: &Api, file: &MediaFile, range: Option<Range<u64>>)
 }
 
 async fn serve(api: &Api, parts: &Parts, file: MediaFile, name: Option<&str>) -> ApiResult<Response> {
-    let Disposition { content_type, disposition } = disposition(&file, name);
-    let range = range(&parts.headers, file.size);
+    let tag = format!("\"{}\"", file.tag);
     let mut headers = HeaderMap::new();
     let mut set = |name: header::HeaderName, value: &str| {
         // What the uploader said may not be a header value; then it is not said.
@@ -99,37 +109,59 @@ async fn serve(api: &Api, parts: &Parts, file: MediaFile, name: Option<&str>) ->
             headers.insert(name, value);
         }
     };
-    set(header::CONTENT_TYPE, &content_type);
-    set(header::CONTENT_DISPOSITION, &disposition);
     set(header::CONTENT_SECURITY_POLICY, CSP);
     set(header::HeaderName::from_static("cross-origin-resource-policy"), "cross-origin");
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::CACHE_CONTROL, CACHE);
+    set(header::ETAG, &tag);
+    if has_already(&parts.headers, &tag) {
+        return Ok(response(StatusCode::NOT_MODIFIED, headers, Body::empty()));
+    }
+    let Disposition { content_type, disposition } = disposition(&file, name);
+    set(header::CONTENT_TYPE, &content_type);
+    set(header::CONTENT_DISPOSITION, &disposition);
     set(header::ACCEPT_RANGES, "bytes");
-    let (status, length) = match &range {
-        Wanted::Whole => (StatusCode::OK, file.size),
+    let (status, part) = match range(&parts.headers, file.size, &tag) {
+        Wanted::Whole => (StatusCode::OK, None),
         Wanted::Part(part) => {
-            set(
-                header::CONTENT_RANGE,
-                &format!("bytes {}-{}/{}", part.start, part.end.saturating_sub(1), file.size),
-            );
-            (StatusCode::PARTIAL_CONTENT, part.end - part.start)
+            let last = part.end.saturating_sub(1);
+            set(header::CONTENT_RANGE, &format!("bytes {}-{last}/{}", part.start, file.size));
+            (StatusCode::PARTIAL_CONTENT, Some(part))
         }
-        Wanted::Nothing => {
-            set(header::CONTENT_RANGE, &format!("bytes */{}", file.size));
-            (StatusCode::RANGE_NOT_SATISFIABLE, 0)
-        }
+        Wanted::Nothing => return Ok(unsatisfiable(file.size)),
     };
+    let length = part.as_ref().map_or(file.size, |part| part.end - part.start);
     set(header::CONTENT_LENGTH, &length.to_string());
-    let body = match range {
-        Wanted::Whole => body(api, &file, None).await?,
-        Wanted::Part(part) => body(api, &file, Some(part)).await?,
-        Wanted::Nothing => Body::empty(),
-    };
+    let body = body(api, &file, part).await?;
+    Ok(response(status, headers, body))
+}
+
+fn response(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    Ok(response)
+    response
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9110#section-15.5.17>
+fn unsatisfiable(size: u64) -> Response {
+    let error = ApiError::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        ErrorCode::InvalidParam,
+        "The file does not have these bytes",
+    );
+    let mut response = error.into_response();
+    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}
+
+/// Whether the client has what the tag stands for. <https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2>
+fn has_already(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
+    let mut tags = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    tags.any(|one| matches!(one.trim(), "*") || one.trim().trim_start_matches("W/") == tag)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -140,7 +172,11 @@ enum Wanted {
 }
 
 /// One range of bytes. Several at once, and what cannot be read, get the whole file.
-fn range(headers: &HeaderMap, size: u64) -> Wanted {
+fn range(headers: &HeaderMap, size: u64, tag: &str) -> Wanted {
+    // What the client has a part of is another file.
+    if headers.get(header::IF_RANGE).is_some_and(|value| value.as_bytes() != tag.as_bytes()) {
+        return Wanted::Whole;
+    }
     let Some(text) = headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else {
         return Wanted::Whole;
     };
@@ -173,8 +209,7 @@ async fn download_inner(api: &Api, mut parts: Parts, legacy: bool) -> ApiResult<
     }
     let wish = Wish::of(&parts)?;
     let (server, id, name) = named(&mut parts).await?;
-    let remote = !legacy || wish.allow_remote.unwrap_or(true);
-    let file = api.media.find(&server, &id, wish.wait(), remote).await?;
+    let file = api.media.find(&server, &id, wish.ask(legacy)).await?;
     serve(api, &parts, file, name.as_deref()).await
 }
 
@@ -185,8 +220,7 @@ async fn thumbnail_inner(api: &Api, mut parts: Parts, legacy: bool) -> ApiResult
     let wish = Wish::of(&parts)?;
     let thumbnail = wish.thumbnail()?;
     let (server, id, _) = named(&mut parts).await?;
-    let remote = !legacy || wish.allow_remote.unwrap_or(true);
-    let file = api.media.thumbnail(&server, &id, thumbnail, wish.wait(), remote).await?;
+    let file = api.media.thumbnail(&server, &id, thumbnail, wish.ask(legacy)).await?;
     serve(api, &parts, file, None).await
 }
 
@@ -219,7 +253,7 @@ mod tests {
         let of = |text: &str, size| {
             let mut headers = HeaderMap::new();
             headers.insert(header::RANGE, text.parse().unwrap());
-            range(&headers, size)
+            range(&headers, size, "\"tag\"")
         };
         assert_eq!(of("bytes=0-4", 10), Wanted::Part(0..5));
         assert_eq!(of("bytes=5-", 10), Wanted::Part(5..10));
@@ -228,5 +262,30 @@ mod tests {
         assert_eq!(of("bytes=10-", 10), Wanted::Nothing);
         assert_eq!(of("bytes=4-2", 10), Wanted::Whole);
         assert_eq!(of("lines=1-2", 10), Wanted::Whole);
+        assert_eq!(of("bytes=0-1,3-4", 10), Wanted::Whole);
+        assert_eq!(of("bytes=0-", 0), Wanted::Nothing);
+        assert_eq!(of("bytes=-0", 10), Wanted::Nothing);
+        assert_eq!(of("bytes=-99", 10), Wanted::Part(0..10));
+        assert_eq!(of("bytes=0-18446744073709551615", 10), Wanted::Part(0..10));
+        assert_eq!(of("bytes=99999999999999999999-", 10), Wanted::Whole);
+    }
+
+    #[test]
+    fn conditions_are_about_the_tag() {
+        let headers = |name: header::HeaderName, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, "bytes=0-4".parse().unwrap());
+            headers.insert(name, value.parse().unwrap());
+            headers
+        };
+        let tag = "\"abc\"";
+        for value in ["\"abc\"", "W/\"abc\"", "\"x\", \"abc\"", "*"] {
+            assert!(has_already(&headers(header::IF_NONE_MATCH, value), tag), "{value}");
+        }
+        assert!(!has_already(&headers(header::IF_NONE_MATCH, "\"abcd\""), tag));
+        assert_eq!(range(&headers(header::IF_RANGE, tag), 10, tag), Wanted::Part(0..5));
+        for other in ["\"old\"", "W/\"abc\"", "Wed, 21 Oct 2015 07:28:00 GMT"] {
+            assert_eq!(range(&headers(header::IF_RANGE, other), 10, tag), Wanted::Whole);
+        }
     }
 }

@@ -8,6 +8,8 @@ use waxwing_services::media::MediaError;
 
 /// When one of the announced uploads may have been made.
 const RETRY_PENDING: Duration = Duration::from_mins(1);
+/// When some of the thumbnails before this one have been made.
+const RETRY_BUSY: Duration = Duration::from_secs(2);
 
 impl From<MediaError> for ApiError {
     fn from(error: MediaError) -> ApiError {
@@ -27,6 +29,10 @@ impl From<MediaError> for ApiError {
             ),
             MediaError::Forbidden => ApiError::forbidden("This upload was announced by another user"),
             MediaError::TooManyPending => ApiError::limit_exceeded(RETRY_PENDING),
+            MediaError::OverQuota(quota) => {
+                ApiError::forbidden(format_args!("The files of one account may have {quota} bytes together"))
+            }
+            MediaError::Busy => ApiError::limit_exceeded(RETRY_BUSY),
             MediaError::TooLarge(limit) => {
                 ApiError::too_large(format_args!("Uploads may have {limit} bytes at most"))
             }

@@ -4,6 +4,7 @@
 
 mod download;
 mod error;
+mod preview;
 mod upload;
 
 pub(crate) use download::{Disposition, body, disposition};
@@ -24,6 +25,7 @@ pub(crate) fn routes() -> Router<Api> {
     let mut router = Router::new()
         .route("/_matrix/media/v1/create", post(upload::create))
         .route("/_matrix/client/v1/media/config", get(upload::config))
+        .route("/_matrix/client/v1/media/preview_url", get(preview::preview))
         .route("/_matrix/client/v1/media/download/{a}/{b}", get(download::download))
         .route("/_matrix/client/v1/media/download/{a}/{b}/{c}", get(download::download))
         .route("/_matrix/client/v1/media/thumbnail/{a}/{b}", get(download::thumbnail));
@@ -33,6 +35,7 @@ pub(crate) fn routes() -> Router<Api> {
             .route(&at("upload"), post(upload::upload))
             .route(&at("upload/{a}/{b}"), put(upload::upload_to))
             .route(&at("config"), get(upload::config))
+            .route(&at("preview_url"), get(preview::preview))
             .route(&at("download/{a}/{b}"), get(download::legacy_download))
             .route(&at("download/{a}/{b}/{c}"), get(download::legacy_download))
             .route(&at("thumbnail/{a}/{b}"), get(download::legacy_thumbnail));

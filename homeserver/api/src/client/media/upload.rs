@@ -27,7 +27,13 @@ fn described(parts: &Parts, requester: &Requester) -> ApiResult<Upload> {
     let Query(Named { filename }) = Query::try_from_uri(&parts.uri).map_err(ApiError::invalid_param)?;
     let content_type =
         parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Ok(Upload { user: requester.user_id.clone(), content_type, file_name: filename })
+    let (user, length) = (requester.user_id.clone(), length(parts));
+    Ok(Upload { user, content_type, file_name: filename, length })
+}
+
+/// What the request says its body has.
+fn length(parts: &Parts) -> Option<u64> {
+    parts.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What is read of a body that is refused, and for how long: a client that is cut off while it still sends never
@@ -55,9 +61,8 @@ async fn checked(api: &Api, parts: &Parts, body: Body) -> ApiResult<Body> {
 
 /// Refuses what says beforehand that it is too large.
 fn check_length(api: &Api, parts: &Parts) -> ApiResult<()> {
-    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let limit = api.media.max_upload_bytes();
-    match length.and_then(|text| text.parse::<u64>().ok()) {
+    match length(parts) {
         Some(length) if length > limit => Err(MediaError::TooLarge(limit).into()),
         _ => Ok(()),
     }

@@ -29,7 +29,7 @@ async fn set(api: Api, args: Args<set_presence::v3::Request>) -> ApiResult<set_p
         state @ (PresenceState::Online | PresenceState::Offline | PresenceState::Unavailable) => state,
         _ => return Err(ApiError::invalid_param("There is no such presence")),
     };
-    api.presence.set(&args.requester.user_id, &request.user_id, state, request.status_msg)?;
+    api.presence.set(&args.requester.user_id, &request.user_id, state, request.status_msg).await?;
     Ok(set_presence::v3::Response::new())
 }
 
