@@ -162,6 +162,7 @@ async fn objects_that_no_row_names_are_removed_and_those_of_rows_are_not() {
     // A crash between the object and its row: the note is what is left.
     std::fs::create_dir_all(server.dir.path().join("media/cc")).unwrap();
     std::fs::write(server.dir.path().join("media/cc/orphan"), "x").unwrap();
+    std::fs::write(server.dir.path().join("media/cc/orphan#1"), "a part").unwrap();
     let due = (server.clock.millis() + DAY) as i64;
     let noted: Result<(), StoreError> = server
         .store

@@ -44,7 +44,7 @@ fn documented(out: &mut String, doc: &[&str]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Media;
+    use crate::config::{Media, S3, UrlPreviews};
 
     /// The example with every setting switched on.
     fn uncommented() -> String {
@@ -88,7 +88,21 @@ mod tests {
             appservices: config.appservices.clone(),
             tls: config.tls.clone(),
             well_known: config.well_known.clone(),
-            media: Media { path: config.media.path.clone(), ..default.media.clone() },
+            media: Media {
+                path: config.media.path.clone(),
+                store: config.media.store.clone(),
+                s3: S3 {
+                    endpoint: config.media.s3.endpoint.clone(),
+                    access_key_id: config.media.s3.access_key_id.clone(),
+                    secret_access_key: config.media.s3.secret_access_key.clone(),
+                    ..default.media.s3.clone()
+                },
+                ..default.media.clone()
+            },
+            url_previews: UrlPreviews {
+                enabled: config.url_previews.enabled,
+                ..default.url_previews.clone()
+            },
             ..default
         };
         assert_eq!(format!("{config:?}"), format!("{wanted:?}"));

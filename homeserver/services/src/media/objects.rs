@@ -13,6 +13,7 @@ use object_store::{
 };
 use sha2::{Digest, Sha256};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,8 @@ pub(super) enum WriteError {
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
     part: usize,
+    /// Where files are, if that is a folder.
+    folder: Option<PathBuf>,
 }
 
 impl Objects {
@@ -88,7 +91,7 @@ impl Objects {
     /// When the folder cannot be read.
     pub fn folder(path: &std::path::Path) -> Result<Objects, Error> {
         let store = LocalFileSystem::new_with_prefix(path)?.with_fsync(true);
-        Ok(Objects { store: Arc::new(store), part: FOLDER_PART })
+        Ok(Objects { store: Arc::new(store), part: FOLDER_PART, folder: Some(path.to_owned()) })
     }
 
     /// Files in a bucket. Connects to nothing yet.
@@ -116,7 +119,7 @@ impl Objects {
             builder = builder.with_allow_http(endpoint.starts_with("http:")).with_endpoint(endpoint);
         }
         let store = PrefixStore::new(builder.build()?, settings.prefix);
-        Ok(Objects { store: Arc::new(store), part: BUCKET_PART })
+        Ok(Objects { store: Arc::new(store), part: BUCKET_PART, folder: None })
     }
 
     /// Streams `body` into the object `name`, at most `limit` bytes.
@@ -168,6 +171,10 @@ impl Objects {
 
     /// Removes an object; one that is not there is gone already.
     pub(super) async fn remove(&self, name: &str) -> Result<(), Error> {
+        if let Some(folder) = &self.folder {
+            // What a crash left of it under the name that it has until it is whole.
+            let _ = tokio::fs::remove_file(folder.join(format!("{name}#1"))).await;
+        }
         match self.store.delete(&Path::from(name)).await {
             Err(Error::NotFound { .. }) => Ok(()),
             other => other,

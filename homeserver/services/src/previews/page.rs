@@ -77,6 +77,7 @@ impl Page {
                 _ => {}
             }
         }
+        text.push_str(rest);
         page.collected(collecting, &text);
         page.settle();
         page
