@@ -43,6 +43,7 @@ impl Server {
                 everyone_publishes_rooms: true,
                 federation: false,
                 push: PushSettings::default(),
+                accounts: waxwing_services::AccountSettings::default(),
             }),
         };
         std::fs::create_dir(dir.path().join("media")).unwrap();
