@@ -126,8 +126,6 @@ async fn announced_uploads(site: Site) {
     bob.post(CREATE, json!({})).await.refused(429, "M_LIMIT_EXCEEDED");
 }
 
-in_each_shape!(announced_uploads);
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn downloads_in_parts_and_not_at_all() {
     let site = Site::start(Shape::Sqlite).await.unwrap();
@@ -251,7 +249,7 @@ async fn quotas_and_erasure(mut site: Site) {
     assert_eq!(get(&bob, &format!("{DOWNLOAD}/{kept}"), &[]).await.bytes.len(), 900);
 }
 
-in_each_shape!(quotas_and_erasure);
+in_each_shape!(announced_uploads, quotas_and_erasure);
 
 /// Operators put files under quarantine and remove them, by the program and by the paths that tools know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,7 +43,8 @@ impl Hostile {
             at(format!("{}.key.pem", NAMES[1])),
         );
         waxwing_client::install_tls_provider();
-        let server = axum_server::bind_rustls(([127, 0, 0, 1], port).into(), tls.await.unwrap());
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        let server = axum_server::bind_rustls(address, tls.await.unwrap());
         let routes = Router::new()
             .route("/_matrix/federation/v1/media/{kind}/{id}", on_get(media))
             .route("/_matrix/media/v3/download/{server}/{id}", on_get(old))
