@@ -223,11 +223,8 @@ async fn the_cache_of_other_servers_files_is_bounded() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // Their rows went at once; the objects go when no download can read them any more.
-    let store = waxwing_storage::Store::open(&format!(
-        "sqlite:{}",
-        federation.nodes[1].data().join("waxwing.db").display()
-    ));
-    let store = store.await.unwrap();
+    let address = format!("sqlite:{}", federation.nodes[1].data().join("waxwing.db").display());
+    let store = waxwing_storage::Store::open(&address).await.unwrap();
     let held =
         async || store.read().await.unwrap().media_remote_bytes(NAMES[1].try_into().unwrap()).await.unwrap();
     for _ in 0..100 {
