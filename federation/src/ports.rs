@@ -149,8 +149,6 @@ pub enum Persisted {
 pub struct Extremities {
     /// The forward extremities.
     pub events: Vec<OwnedEventId>,
-    /// The smallest depth among them.
-    pub min_depth: u64,
 }
 
 /// The room graph, as the receiving side needs it. All ids belong to `room`: an implementation must not answer with

@@ -2,9 +2,10 @@
 
 use crate::config::{self, Config, Sources};
 use crate::media::{self, MediaCommand};
-use crate::{audit, logs, node, user};
+use crate::{audit, logs, node, purge, user};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use ruma::{OwnedEventId, OwnedRoomId};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
 use std::path::PathBuf;
@@ -55,6 +56,21 @@ enum Command {
     Media {
         #[command(subcommand)]
         command: MediaCommand,
+    },
+    /// Rooms, while the server runs or before it starts; the server does what is asked for
+    Room {
+        #[command(subcommand)]
+        command: RoomCommand,
+    },
+    /// The history of rooms; the server does what is asked for
+    History {
+        #[command(subcommand)]
+        command: HistoryCommand,
+    },
+    /// Show how far purges of rooms and of history have come
+    Purges {
+        /// Show this one
+        id: Option<String>,
     },
     /// Look through the whole database for plaintext messages; fails if there are any
     Audit {
@@ -130,6 +146,39 @@ enum UserCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum RoomCommand {
+    /// Put everybody of this server out of a room and delete all that is stored of it
+    Purge {
+        /// The room's id
+        room: OwnedRoomId,
+        /// Let nobody of this server enter it again
+        #[arg(long)]
+        block: bool,
+        /// Delete it even if somebody cannot be put out
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum HistoryCommand {
+    /// Delete the messages of a room before an event or a time
+    Purge {
+        /// The room's id
+        room: OwnedRoomId,
+        /// Messages before this event
+        #[arg(long, value_name = "ID", conflicts_with = "days", required_unless_present = "days")]
+        before: Option<OwnedEventId>,
+        /// Messages that are older than so many days
+        #[arg(long, value_name = "DAYS")]
+        days: Option<u64>,
+        /// Also messages of this server's users, which nobody else may have
+        #[arg(long)]
+        local: bool,
+    },
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
@@ -186,6 +235,18 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Media { command } => {
             runtime.block_on(media::run(&config, command))?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Room { command: RoomCommand::Purge { room, block, force } } => {
+            runtime.block_on(purge::room(&config, &room, block, force))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::History { command: HistoryCommand::Purge { room, before, days, local } } => {
+            runtime.block_on(purge::history(&config, &room, before, days, local))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Purges { id } => {
+            let found = runtime.block_on(purge::show(&config, id.as_deref()))?;
+            Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Audit { show_event } => {
             let clean = runtime.block_on(audit::run(&config, show_event.as_deref()))?;

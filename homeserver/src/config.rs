@@ -71,6 +71,8 @@ settings! {
         media: Media = Media::default();
         /// Previews of pages on the web, for links in messages.
         url_previews: UrlPreviews = UrlPreviews::default();
+        /// How long messages are kept.
+        retention: Retention = Retention::default();
         /// Notifications that reach people's phones through the gateways of their apps.
         push: Push = Push::default();
         /// What one password hash (Argon2id) costs.
@@ -197,6 +199,20 @@ settings! {
         allow_private_addresses: bool = false;
         /// Hosts, with everything below them, whose pages are not read.
         denied_hosts: Vec<String> = Vec::new();
+    }
+
+    /// How long messages are kept: `m.room.retention` (MSC1763).
+    Retention {
+        /// Whether messages are deleted when they are older than the policy of their room allows.
+        enabled: bool = false;
+        /// Days that messages are kept in rooms that say nothing. Unset: for ever.
+        default_max_days: Option<u64> = None, example "365";
+        /// Days that messages are kept at least, whatever rooms say.
+        min_days: u64 = 1;
+        /// Days that messages are kept at most, whatever rooms say. Unset: as long as rooms want.
+        max_days: Option<u64> = None, example "3650";
+        /// How often rooms are looked through, in hours.
+        every_hours: u64 = 24;
     }
 
     /// Push notifications.

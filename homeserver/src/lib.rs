@@ -13,6 +13,7 @@ pub mod media;
 pub mod metrics;
 pub mod node;
 mod people;
+pub mod purge;
 pub mod signing_key;
 pub mod tls;
 pub mod user;

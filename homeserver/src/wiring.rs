@@ -32,6 +32,7 @@ use waxwing_services::outgoing::{Nowhere, Volatile};
 use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::profiles::Profiles;
+use waxwing_services::purge::{PurgeSettings, Purges, RetentionSettings};
 use waxwing_services::push::{GatewaySettings, Gateways, Push};
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
@@ -277,6 +278,26 @@ async fn write_seen(accounts: Arc<Accounts>, stop: CancellationToken) {
     }
 }
 
+/// What is new, for clients.
+fn sync(core: &Core, notifier: &Arc<Notifier>, edus: &Edus, stop: &CancellationToken) -> Sync {
+    let (typing, presence) = (edus.typing.clone(), edus.presence.clone());
+    Sync::new(core.clone(), Arc::clone(notifier), typing, presence, stop.clone())
+}
+
+/// What is forgotten, and when.
+pub fn purge_settings(config: &Config) -> PurgeSettings {
+    let retention = &config.retention;
+    let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 60 * 60));
+    let retention = RetentionSettings {
+        enabled: retention.enabled,
+        default_max: retention.default_max_days.map(days),
+        least: Some(days(retention.min_days)),
+        most: retention.max_days.map(days),
+        every: Duration::from_secs(retention.every_hours.max(1).saturating_mul(60 * 60)),
+    };
+    PurgeSettings { retention, ..PurgeSettings::default() }
+}
+
 /// Starts what runs beside requests.
 fn run_beside(
     stop: &CancellationToken,
@@ -284,6 +305,7 @@ fn run_beside(
     housekeeping: Housekeeping,
     feeds: Feeds,
     delayed: Delayed,
+    purges: Purges,
     push: Option<Push>,
     federation: Option<Federation>,
 ) -> Vec<JoinHandle<()>> {
@@ -298,6 +320,10 @@ fn run_beside(
     tasks.push(tokio::spawn({
         let stop = stop.clone();
         async move { delayed.run(stop).await }
+    }));
+    tasks.push(tokio::spawn({
+        let stop = stop.clone();
+        async move { purges.run(stop).await }
     }));
     if let Some(federation) = federation {
         let stop = stop.clone();
@@ -319,8 +345,7 @@ impl App {
         let feeds = Feeds::new(core.clone(), queries.clone(), edus.typing.clone(), edus.presence.clone());
         feeds.prepare().await?;
         let notifier = Notifier::start(core.clone()).await.context("cannot read who is in which room")?;
-        let (typing, presence) = (edus.typing.clone(), edus.presence.clone());
-        let sync = Sync::new(core.clone(), Arc::clone(&notifier), typing, presence, stop.clone());
+        let sync = sync(&core, &notifier, &edus, &stop);
         let push = push(config, &core, &notifier, sync.unread())?;
         let federation =
             outgoing.map(|outgoing| Federation::new(core.clone(), outgoing, timeline.clone(), edus.clone()));
@@ -329,6 +354,7 @@ impl App {
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
         let media = crate::media::service(config, &core, client.clone())?;
         let delayed = Delayed::new(core.clone(), timeline.clone());
+        let purges = Purges::new(core.clone(), timeline.clone(), purge_settings(config));
         let reader = RoomReader::new(core.clone(), history, client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client.clone());
         let housekeeping = Housekeeping::new(core.clone(), edus.to_device.clone(), media.clone())
@@ -352,6 +378,7 @@ impl App {
             reports: Reports::new(core.clone()),
             search: Search::new(core.clone()),
             profiles,
+            purges: purges.clone(),
             push_rules: PushRules::new(core.clone()),
             pushers: Pushers::new(core.clone()),
             third_party: ThirdParty::new(core.clone(), timeline.clone(), client),
@@ -370,7 +397,7 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, push, federation);
+        let tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, purges, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

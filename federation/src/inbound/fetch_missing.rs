@@ -31,7 +31,9 @@ impl RoomWork<'_> {
         let answer = self
             .context
             .client
-            .get_missing_events(self.origin, self.room, &ours.events, latest, GAP_LIMIT, ours.min_depth)
+            // No least depth: depth is the claim of whoever sent an event, and one that claims the deepest of all would
+            // keep everything out of reach that is not as deep.
+            .get_missing_events(self.origin, self.room, &ours.events, latest, GAP_LIMIT, 0)
             .await;
         metrics::counter!("waxwing_federation_gaps_total").increment(1);
         let events = match answer {

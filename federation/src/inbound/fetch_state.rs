@@ -22,28 +22,7 @@ impl RoomWork<'_> {
     /// authorised by its auth events; that it is the state at that place is the origin's word, which is why it is only
     /// ever resolved together with what we know.
     pub(super) async fn fetch_state_after(&self, event: &EventId) -> Result<StateRoot, Trouble> {
-        let answer = self.context.client.state_ids(self.origin, self.room, event).await;
-        let ids = answer.map_err(|error| {
-            tracing::info!(room = %self.room, origin = %self.origin, %error, "no state at a gap");
-            Trouble::dropped("the state at prev_events that are unknown could not be fetched")
-        })?;
-        metrics::counter!("waxwing_federation_states_fetched_total").increment(1);
-        self.fetch_contents(&ids, event).await?;
-        let known = self.load(&ids.state).await?;
-        // A few events are lost for everyone, because their signatures cannot be verified any more.
-        if known.len() + MOST_LOST + ids.state.len() / LOST_SHARE < ids.state.len() {
-            return Err(Trouble::dropped("much of the state could not be fetched"));
-        }
-
-        let mut entries: BTreeMap<StateKey, OwnedEventId> = BTreeMap::new();
-        for id in &ids.state {
-            if let Some(known) = known.get(id)
-                && !known.flags.rejected
-                && let Some(key) = known.event.state_entry()
-            {
-                entries.insert(key, id.clone());
-            }
-        }
+        let mut entries = self.fetch_entries(event, Some(event)).await?;
         let at = self.load(&[event.to_owned()]).await?;
         let at = at.get(event).ok_or_else(|| Trouble::dropped("prev_events could not be fetched"))?;
         if let Some(key) = at.event.state_entry().filter(|_| !at.flags.rejected) {
@@ -55,8 +34,47 @@ impl RoomWork<'_> {
         Ok(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?)
     }
 
-    /// Gets the events of a state, its auth chain, and the event that it is the state of, as far as we lack them.
-    async fn fetch_contents(&self, ids: &StateIds, event: &EventId) -> PortResult<()> {
+    /// The state before an event that the origin gave to us, as it tells it.
+    pub(super) async fn fetch_state_at(&self, event: &EventId) -> Result<StateRoot, Trouble> {
+        let entries = self.fetch_entries(event, None).await?;
+        if !entries.contains_key(&state_key(StateEventType::RoomCreate, "")) {
+            return Err(Trouble::dropped("a state without create event"));
+        }
+        Ok(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?)
+    }
+
+    /// The entries of the state before an event, and their events; also `beside`, if that is asked for.
+    async fn fetch_entries(
+        &self,
+        event: &EventId,
+        beside: Option<&EventId>,
+    ) -> Result<BTreeMap<StateKey, OwnedEventId>, Trouble> {
+        let answer = self.context.client.state_ids(self.origin, self.room, event).await;
+        let ids = answer.map_err(|error| {
+            tracing::info!(room = %self.room, origin = %self.origin, %error, "no state at a gap");
+            Trouble::dropped("the state at prev_events that are unknown could not be fetched")
+        })?;
+        metrics::counter!("waxwing_federation_states_fetched_total").increment(1);
+        self.fetch_contents(&ids, event, beside).await?;
+        let known = self.load(&ids.state).await?;
+        // A few events are lost for everyone, because their signatures cannot be verified any more.
+        if known.len() + MOST_LOST + ids.state.len() / LOST_SHARE < ids.state.len() {
+            return Err(Trouble::dropped("much of the state could not be fetched"));
+        }
+        let accepted = ids.state.into_iter().filter_map(|id| {
+            let known = known.get(&id).filter(|known| !known.flags.rejected)?;
+            Some((known.event.state_entry()?, id))
+        });
+        Ok(accepted.collect())
+    }
+
+    /// Gets the events of a state, its auth chain, and the event `beside` it, as far as we lack them.
+    async fn fetch_contents(
+        &self,
+        ids: &StateIds,
+        event: &EventId,
+        beside: Option<&EventId>,
+    ) -> PortResult<()> {
         let all: BTreeSet<OwnedEventId> = ids.state.iter().chain(&ids.auth_chain).cloned().collect();
         let total = all.len();
         let mut missing = self.unknown(all.into_iter().collect()).await?;
@@ -74,7 +92,7 @@ impl RoomWork<'_> {
                 }
             }
         }
-        missing.extend(self.unknown(vec![event.to_owned()]).await?);
+        missing.extend(self.unknown(beside.map(ToOwned::to_owned).into_iter().collect()).await?);
         missing.truncate(MAX_SINGLE);
         events.extend(self.fetch_each(&missing).await?);
         self.store_outliers(events).await

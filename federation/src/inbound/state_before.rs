@@ -27,7 +27,16 @@ impl RoomWork<'_> {
         }
         let mut fetched = Vec::new();
         for id in missing {
-            fetched.push(self.fetch_state_after(id).await?);
+            match self.fetch_state_after(id).await {
+                Ok(state) => fetched.push(state),
+                Err(Trouble::Port(error)) => return Err(error.into()),
+                Err(_) => {
+                    // The origin may itself have entered the room here: then it does not have what is before, but it
+                    // knows the state.
+                    fetched = vec![self.fetch_state_at(&event.event_id).await?];
+                    break;
+                }
+            }
         }
         let known: Vec<OwnedEventId> =
             event.prev_events.iter().filter(|id| !missing.contains(id)).cloned().collect();

@@ -132,7 +132,7 @@ impl Timeline for Rooms {
     }
 
     async fn extremities(&self, _: &RoomId) -> PortResult<Extremities> {
-        Ok(Extremities { events: self.0.lock().forward.clone(), min_depth: 0 })
+        Ok(Extremities { events: self.0.lock().forward.clone() })
     }
 
     async fn state_current(&self, _: &RoomId) -> PortResult<Option<StateRoot>> {

@@ -19,6 +19,7 @@ use waxwing_services::people::People;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::previews::Previews;
 use waxwing_services::profiles::Profiles;
+use waxwing_services::purge::Purges;
 use waxwing_services::push_rules::PushRules;
 use waxwing_services::pushers::Pushers;
 use waxwing_services::receipts::Receipts;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub search: Search,
     /// Profiles.
     pub profiles: Profiles,
+    /// Forgetting rooms and history.
+    pub purges: Purges,
     /// Push rules.
     pub push_rules: PushRules,
     /// Where notifications go.

@@ -11,7 +11,7 @@ mod random;
 pub use clock::Clock;
 pub use event::{Event, EventParseError};
 pub use position::LogPosition;
-pub use random::{device_id, opaque_id, secret_token};
+pub use random::{device_id, opaque_id, repeat_ids, secret_token};
 
 use ruma::events::StateEventType;
 

@@ -1,13 +1,31 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::cell::RefCell;
 
 /// Letters and digits only, so that ids survive every URL, file name and shell.
 const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
+thread_local! {
+    static REPEATED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+}
+
+/// For simulations: the ids that [`opaque_id`] makes on this thread follow from `seed` from now on, so that a run can be
+/// repeated. Secrets stay random.
+pub fn repeat_ids(seed: u64) {
+    REPEATED.set(Some(StdRng::seed_from_u64(seed)));
+}
+
 /// An id of `length` letters and digits, for example a room or media id.
 pub fn opaque_id(length: usize) -> String {
-    let mut rng = rand::rng();
+    REPEATED.with_borrow_mut(|repeated| match repeated {
+        Some(rng) => letters(rng, length),
+        None => letters(&mut rand::rng(), length),
+    })
+}
+
+fn letters(rng: &mut impl rand::Rng, length: usize) -> String {
     (0..length).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
 }
 

@@ -1,6 +1,8 @@
 //! New events of our own.
 //! <https://spec.matrix.org/v1.19/server-server-api/#pdus>
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::room_version_rules::{EventIdFormatVersion, EventsReferenceFormatVersion, RoomVersionRules};
@@ -10,6 +12,7 @@ use ruma::{
     ServerName, UInt,
 };
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use waxwing_model::{Event, state_key};
 
 use crate::KeyPair;
@@ -185,7 +188,7 @@ pub fn finish_template(
     content.extend(request.content.into_iter().filter(|(field, _)| !KEPT_CONTENT.contains(&field.as_str())));
     object.insert("origin_server_ts".to_owned(), request.origin_server_ts.get().into());
     object.insert("origin".to_owned(), server.as_str().into());
-    give_random_id(&mut object, rules, server);
+    give_id(&mut object, rules, server)?;
     finish(object, &request.version, server, key)
 }
 
@@ -195,7 +198,7 @@ fn finish(
     server: &ServerName,
     key: &KeyPair,
 ) -> Result<Event, BuildError> {
-    give_random_id(&mut object, rules_or_unknown(version)?, server);
+    give_id(&mut object, rules_or_unknown(version)?, server)?;
     // An event that is too large already can't be hashed: say so before rather than blame the hash.
     let size = canonical_text(&object)?.len();
     if size >= MAX_PDU_BYTES {
@@ -207,10 +210,18 @@ fn finish(
     Ok(pdu_from_object(object, version)?.event)
 }
 
-fn give_random_id(object: &mut CanonicalJsonObject, rules: &RoomVersionRules, server: &ServerName) {
+/// The id of an event whose room version writes it down: a hash of what it says and where, so that it is unique, and
+/// the same event has the same id.
+fn give_id(
+    object: &mut CanonicalJsonObject,
+    rules: &RoomVersionRules,
+    server: &ServerName,
+) -> Result<(), CanonicalError> {
     if rules.event_id_format == EventIdFormatVersion::V1 && !object.contains_key("event_id") {
-        object.insert("event_id".to_owned(), EventId::new_v1(server).as_str().into());
+        let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(canonical_text(object)?.as_bytes()));
+        object.insert("event_id".to_owned(), format!("${hash}:{server}").into());
     }
+    Ok(())
 }
 
 fn proto_event(draft: EventDraft, context: &RoomContext) -> Result<CanonicalJsonObject, BuildError> {

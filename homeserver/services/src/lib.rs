@@ -29,6 +29,7 @@ pub mod people;
 pub mod presence;
 pub mod previews;
 pub mod profiles;
+pub mod purge;
 pub mod push;
 pub mod push_rules;
 pub mod pushers;

@@ -1,6 +1,8 @@
 //! The statements that must differ between the engines, side by side.
 
-use crate::engine::Engine;
+use crate::engine::{Conn, Engine};
+use crate::error::StoreResult;
+use sqlx::AssertSqlSafe;
 
 /// Starts a transaction that will write.
 pub(crate) fn begin(engine: Engine) -> &'static str {
@@ -16,6 +18,21 @@ pub(crate) fn for_update(engine: Engine) -> &'static str {
         Engine::Sqlite => "",
         Engine::Postgres => " FOR UPDATE",
     }
+}
+
+/// Gives free pages of a SQLite file back, at most `pages` of them. Gives how many are still free; none where the file
+/// was made without `auto_vacuum`, since nothing can be given back there.
+pub(crate) async fn shrink(conn: &mut Conn, pages: u32) -> StoreResult<i64> {
+    const INCREMENTAL: i64 = 2;
+    let Conn::Sqlite(inner) = conn else { return Ok(0) };
+    let (mode,): (i64,) = sqlx::query_as("PRAGMA auto_vacuum").fetch_one(&mut **inner).await?;
+    if mode != INCREMENTAL {
+        return Ok(0);
+    }
+    let text = AssertSqlSafe(format!("PRAGMA incremental_vacuum({pages})"));
+    sqlx::query(text).fetch_all(&mut **inner).await?;
+    let (free,): (i64,) = sqlx::query_as("PRAGMA freelist_count").fetch_one(&mut **inner).await?;
+    Ok(free)
 }
 
 /// Finds events by their words: $1 is made by [`search_query`], $2 limits, `$list` are rooms.

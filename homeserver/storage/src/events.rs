@@ -25,6 +25,7 @@ statements! {
     EXTREMITY_ADD = "INSERT INTO backward_extremities (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     EXTREMITY_REMOVE = "DELETE FROM backward_extremities WHERE room_id = $1 AND event_id = $2";
     EXTREMITIES = "SELECT event_id FROM backward_extremities WHERE room_id = $1 ORDER BY event_id LIMIT 100";
+    IS_EXTREMITY = "SELECT event_id FROM backward_extremities WHERE room_id = $1 AND event_id = $2";
     PENDING_ADD = "INSERT INTO pending_redactions (target_id, redaction_id, room_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     PENDING = "SELECT redaction_id FROM pending_redactions WHERE target_id = $1";
     PENDING_REMOVE = "DELETE FROM pending_redactions WHERE target_id = $1";
@@ -78,9 +79,9 @@ pub struct StoredEvent {
     pub redacted_by: Option<OwnedEventId>,
 }
 
-type Columns = (i64, String, String, i16, Option<Vec<u8>>, Option<String>, String);
+pub(crate) type Columns = (i64, String, String, i16, Option<Vec<u8>>, Option<String>, String);
 
-fn decode(columns: Columns) -> StoreResult<StoredEvent> {
+pub(crate) fn decode(columns: Columns) -> StoreResult<StoredEvent> {
     let (sn, event_id, room_id, flags, state_before, redacted_by, json) = columns;
     let corrupt = |why: String| StoreError::corrupt("events", event_id.clone(), why);
     let id = OwnedEventId::try_from(event_id.as_str()).map_err(|error| corrupt(error.to_string()))?;
@@ -242,6 +243,16 @@ impl Conn {
         let found: Vec<(String,)> =
             on_engine!(self, |c| sqlx::query_as(EXTREMITIES).bind(room.as_str()).fetch_all(c).await)?;
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
+    }
+
+    /// Whether the room's history is known to lack this event.
+    pub async fn is_backward_extremity(&mut self, room: &RoomId, id: &EventId) -> StoreResult<bool> {
+        let found: Option<(String,)> = on_engine!(self, |c| sqlx::query_as(IS_EXTREMITY)
+            .bind(room.as_str())
+            .bind(id.as_str())
+            .fetch_optional(c)
+            .await)?;
+        Ok(found.is_some())
     }
 
     /// Redactions that wait for `target`.

@@ -37,6 +37,8 @@ mod outbox;
 mod partial;
 mod people;
 mod profiles;
+mod purges;
+mod purging;
 mod pushers;
 mod queues;
 mod receipts;
@@ -84,6 +86,8 @@ pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
 pub use partial::{PartialEvent, PartialRow};
 pub use people::Person;
+pub use purges::{PurgeKind, PurgePhase, PurgeRow};
+pub use purging::now as node_clock;
 pub use pushers::{PusherKey, PusherRow, PusherTry};
 pub use receipts::ReceiptRow;
 pub use registration::RegistrationTokenRow;
@@ -105,6 +109,9 @@ pub use tokens::{AccessTokenRow, NewAccessToken, RefreshTokenRow, TokenHash};
 pub use tx::{Place, Slot, TransactionKey, Tx};
 pub use url_previews::OldPreview;
 pub use whispers::MAX_WHISPER;
+
+/// The `data` of a [`Fact::Room`] row after events of the room were purged: caches drop its events.
+pub const PURGED: &str = "purged";
 
 /// Every statement, by file: a test prepares each on both engines.
 #[doc(hidden)]
@@ -133,6 +140,8 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("partial", partial::STATEMENTS),
     ("people", people::STATEMENTS),
     ("profiles", profiles::STATEMENTS),
+    ("purges", purges::STATEMENTS),
+    ("purging", purging::STATEMENTS),
     ("pushers", pushers::STATEMENTS),
     ("queues", queues::STATEMENTS),
     ("receipts", receipts::STATEMENTS),

@@ -40,6 +40,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     70 "0070_media",
     80 "0080_partial_rooms",
     81 "0081_staged_pdus",
+    100 "0100_purges",
 ];
 
 const CREATE: &str =

@@ -9,14 +9,14 @@ use quick_cache::sync::Cache;
 use ruma::OwnedEventId;
 use ruma::events::StateEventType;
 use sqlx::AssertSqlSafe;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use waxwing_model::StateKey;
 use waxwing_rooms::state_tree::{self, Change, NeedNodes, Node, NodeId, Nodes};
 
 statements! {
     LOAD = "SELECT id, bytes FROM state_nodes WHERE id IN ($list)";
-    INSERT = "INSERT INTO state_nodes (id, bytes) VALUES $rows ON CONFLICT (id) DO NOTHING";
+    INSERT = "INSERT INTO state_nodes (id, bytes, written_at) VALUES $rows ON CONFLICT (id) DO UPDATE SET written_at = excluded.written_at";
 }
 
 /// Bytes of state nodes that a node of the cluster keeps in memory.
@@ -280,12 +280,16 @@ impl Conn {
     }
 
     pub(crate) async fn state_nodes_insert(&mut self, all: &[(NodeId, Arc<Node>)]) -> StoreResult<()> {
-        for chunk in pieces(all) {
-            let text = rows(INSERT, 2, chunk.len());
+        // Each once, in one order: another node of the cluster may write some of the same.
+        let all: Vec<(&NodeId, &Arc<Node>)> =
+            all.iter().map(|(id, node)| (id, node)).collect::<BTreeMap<_, _>>().into_iter().collect();
+        let now = crate::purging::now();
+        for chunk in pieces(&all) {
+            let text = rows(INSERT, 3, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for (id, node) in chunk {
-                    query = query.bind(id.as_bytes().to_vec()).bind(node.encode());
+                    query = query.bind(id.as_bytes().to_vec()).bind(node.encode()).bind(now);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

@@ -324,6 +324,9 @@ impl Inner {
             {
                 self.events.remove(&id);
             }
+            if row.fact == crate::Fact::Room && row.data.as_deref() == Some(crate::PURGED) {
+                self.events.retain(|_, stored| row.room.as_ref() != Some(&stored.event.room_id));
+            }
         }
         self.tail.append(rows);
     }

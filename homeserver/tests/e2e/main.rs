@@ -39,6 +39,7 @@ mod node;
 mod postgres;
 mod presence;
 mod proxy;
+mod purges;
 mod push;
 mod reading;
 mod rooms;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use std::fmt::Write;
 
-const SECRET: &str = "tenants";
+pub const SECRET: &str = "tenants";
 /// Said while everyone was there; nobody who never came may read it.
 const EARLY: &str = "early0bird0word";
 /// Said after they went; nobody who went may read it.
@@ -34,7 +34,7 @@ async fn site() -> Site {
 }
 
 /// An administrator, by the shared-secret API.
-async fn administrator(site: &Site) -> Raw {
+pub async fn administrator(site: &Site) -> Raw {
     let nobody = Raw::nobody(&site.url);
     let nonce = nobody.get("/_synapse/admin/v1/register").await.fine()["nonce"].clone();
     let mut mac = Hmac::<Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();

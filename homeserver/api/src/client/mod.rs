@@ -14,6 +14,7 @@ mod keys;
 mod login;
 pub(crate) mod media;
 mod media_admin;
+mod purges;
 mod reading;
 mod register;
 mod registration_tokens;
@@ -68,6 +69,7 @@ fn accounts() -> Router<Api> {
         .merge(registration_tokens::routes())
         .merge(synapse_admin::routes())
         .merge(rendezvous::routes())
+        .merge(purges::routes())
         .merge(threepids::routes())
         .ruma(login::flows)
         .untyped::<ruma_login::v3::Request, _, _>(login::login)

@@ -23,7 +23,8 @@ pub(super) fn routes() -> Router<Api> {
         .route(&format!("{BASE}/{{token}}"), get(one).delete(delete))
 }
 
-async fn administrator(api: &Api, parts: &Parts) -> ApiResult<OwnedUserId> {
+/// The administrator who sends the request.
+pub(super) async fn administrator(api: &Api, parts: &Parts) -> ApiResult<OwnedUserId> {
     let rules = access::rules(&parts.method, parts.uri.path(), true);
     let requester = authenticate_raw(api, &rules, parts).await?;
     if requester.is_admin {

@@ -19,7 +19,7 @@ const MAX_MISSING: usize = 50;
 const CANDIDATES: i64 = 20;
 /// A question for a state whose members are being fetched waits so long.
 const WAIT: Duration = Duration::from_secs(30);
-/// Events walked over for one answer: rejected ones are not given but walked through.
+/// Events walked over for one answer.
 const MAX_WALK: usize = 1000;
 
 /// A question of `get_missing_events`.
@@ -73,10 +73,8 @@ impl Federation {
         origin: &ServerName,
         event_id: &EventId,
     ) -> Result<Box<RawValue>, FederationError> {
+        // Rejected ones too: others may follow them, and whoever gets those must be able to judge for itself.
         let stored = self.core.store.event(event_id).await?.ok_or(FederationError::NotFound("event"))?;
-        if stored.flags.rejected {
-            return Err(FederationError::NotFound("event"));
-        }
         let row = self.core.store.read().await?.room_load(&stored.event.room_id).await?;
         let row = row.ok_or(FederationError::NotFound("event"))?;
         self.must_be_in(origin, &row.room_id).await?;
@@ -166,9 +164,7 @@ impl Federation {
             }
             let Some(stored) = self.core.store.event(&id).await? else { continue };
             self.push_known(&row, &stored.event.prev_events, &mut heap, &mut seen).await?;
-            if !stored.flags.rejected {
-                found.push(stored);
-            }
+            found.push(stored);
         }
         self.shown(origin, &row, &found).await
     }
@@ -222,9 +218,7 @@ impl Federation {
                 continue;
             }
             queue.extend(stored.event.prev_events.iter().cloned());
-            if !stored.flags.rejected {
-                found.push(stored);
-            }
+            found.push(stored);
         }
         found.sort_by_key(|stored| (stored.event.depth, stored.sn));
         self.shown(origin, &row, &found).await

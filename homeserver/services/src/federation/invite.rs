@@ -53,6 +53,9 @@ impl Federation {
         verified.map_err(FederationError::Forbidden)?;
         let resident = {
             let mut conn = self.core.store.read().await?;
+            if conn.room_blocked_by(&invitation.room).await?.is_some() {
+                return Err(FederationError::Forbidden("this room has been blocked here".to_owned()));
+            }
             let row = conn.room_load(&invitation.room).await?;
             let resident = row.is_some() && resident_in(&self.core, &mut conn, &invitation.room).await?;
             row.filter(|_| resident)

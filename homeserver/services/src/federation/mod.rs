@@ -112,6 +112,11 @@ impl Outgoing {
         let sender = Sender::new(client.clone(), Arc::new(outbox.clone()), core.clock.clone(), limits);
         Ok(Outgoing { client, ring, remote, sender, outbox })
     }
+
+    /// The durable queues, for a simulation that sends what waits at moments of its own choice.
+    pub fn outbox(&self) -> &impl waxwing_federation::ports::Outbox {
+        &self.outbox
+    }
 }
 
 /// Everything that other servers ask for. A handle: clones share everything.

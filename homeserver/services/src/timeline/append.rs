@@ -14,8 +14,8 @@ use waxwing_model::{Event, StateKey};
 use waxwing_rooms::{AuthMap, EventDraft, PrevEvent, RoomContext, auth, build};
 use waxwing_storage::{EventFlags, Place, RoomRow, Tx};
 
-/// Prev events of one new event: more extremities than this are taken in by later events.
-const MAX_PREV_EVENTS: usize = 20;
+/// Prev events of one new event. Where there are more, they are joined before (`ends`).
+pub(super) const MAX_PREV_EVENTS: usize = 20;
 
 /// What a user of ours wants to say.
 #[derive(Clone, Debug)]
@@ -122,6 +122,16 @@ pub(crate) async fn context(
     row: &RoomRow,
     draft: &EventDraft,
 ) -> Result<RoomContext, TimelineError> {
+    context_at(tx, row, draft, row.state_root).await
+}
+
+/// The same in another state than the room's: that after the deepest of its ends.
+pub(super) async fn context_at(
+    tx: &mut Tx,
+    row: &RoomRow,
+    draft: &EventDraft,
+    root: waxwing_rooms::state_tree::NodeId,
+) -> Result<RoomContext, TimelineError> {
     let keys = auth::state_to_load(
         &draft.kind,
         &draft.sender,
@@ -130,9 +140,8 @@ pub(crate) async fn context(
         &row.version,
     )
     .map_err(|error| TimelineError::BadContent(error.to_string()))?;
-    let state = state_events(tx, row.state_root, &keys).await?;
-    let mut deepest = row.extremities.clone();
-    deepest.sort_by_key(|(_, depth)| std::cmp::Reverse(*depth));
+    let state = state_events(tx, root, &keys).await?;
+    let mut deepest = deepest_first(row);
     deepest.truncate(MAX_PREV_EVENTS);
     let prev_events = if matches!(row.version, RoomVersionId::V1 | RoomVersionId::V2) {
         let ids: Vec<OwnedEventId> = deepest.into_iter().map(|(id, _)| id).collect();
@@ -148,6 +157,13 @@ pub(crate) async fn context(
             .collect()
     };
     Ok(RoomContext { version: row.version.clone(), room_id: Some(row.room_id.clone()), prev_events, state })
+}
+
+/// The ends of a room in the order in which they are joined.
+pub(super) fn deepest_first(row: &RoomRow) -> Vec<(OwnedEventId, u64)> {
+    let mut ends = row.extremities.clone();
+    ends.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    ends
 }
 
 /// Builds and authorises an event at the end of the room, without storing it.
@@ -188,6 +204,17 @@ pub(crate) async fn append_built(
     if let Some(entry) = event.state_entry() {
         row.state_root = tx.state_update(before, &[(entry, Some(event.event_id.clone()))]).await?;
     }
+    append_at(core, tx, row, event, before).await
+}
+
+/// Appends an event to a room whose state is brought up to date already; `before` is the state before the event.
+pub(super) async fn append_at(
+    core: &Core,
+    tx: &mut Tx,
+    mut row: RoomRow,
+    event: Arc<Event>,
+    before: waxwing_rooms::state_tree::NodeId,
+) -> Result<(), TimelineError> {
     row.extremities.retain(|(id, _)| !event.prev_events.contains(id));
     row.extremities.push((event.event_id.clone(), u64::from(event.depth)));
     effects::room_flags(&mut row, &event);

@@ -42,6 +42,7 @@ impl Timeline {
     /// [`TimelineError::Sealed`] for a room without encryption, [`TimelineError::Forbidden`] where the rules forbid
     /// it, [`TimelineError::Unreachable`] and [`TimelineError::Remote`] from other servers.
     pub async fn join(&self, join: JoinRoom) -> Result<(), TimelineError> {
+        self.not_blocked(&join.room).await?;
         if self.resident(&join.room).await? {
             match self.join_here(&join).await? {
                 Way::Done => return Ok(()),
@@ -51,7 +52,16 @@ impl Timeline {
         self.join_elsewhere(join).await
     }
 
+    /// Nobody enters a room that an administrator has blocked, or that is being purged.
+    async fn not_blocked(&self, room: &RoomId) -> Result<(), TimelineError> {
+        match self.core.store.read().await?.room_blocked_by(room).await? {
+            Some(_) => Err(TimelineError::Forbidden("this room has been blocked on this server".to_owned())),
+            None => Ok(()),
+        }
+    }
+
     async fn join_here(&self, join: &JoinRoom) -> Result<Way, TimelineError> {
+        super::ends::note(&join.room, self.join_ends(&join.room).await)?;
         let policy = self.seal_policy(&join.room, &join.author);
         let mut content = profile_content(&self.core, &join.author.user).await?;
         content.extend(join.content.clone());
@@ -179,6 +189,7 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::join`].
     pub async fn knock(&self, knock: JoinRoom) -> Result<(), TimelineError> {
+        self.not_blocked(&knock.room).await?;
         let mut content = profile_content(&self.core, &knock.author.user).await?;
         content.extend(knock.content.clone());
         if self.resident(&knock.room).await? {

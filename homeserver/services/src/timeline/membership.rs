@@ -37,6 +37,7 @@ impl Timeline {
     ) -> Result<(), TimelineError> {
         // Whether the target is in the room may not be known yet.
         partial::wait_for_members(&self.core, room, partial::WAIT).await?;
+        super::ends::note(room, self.join_ends(room).await)?;
         let mut content = Map::new();
         let membership = if removal == Removal::Ban { "ban" } else { "leave" };
         content.insert("membership".to_owned(), membership.into());
@@ -146,6 +147,7 @@ impl Timeline {
         room: &RoomId,
         draft: Draft,
     ) -> Result<Arc<Event>, TimelineError> {
+        super::ends::note(room, self.join_ends(room).await)?;
         let (core, room, draft) = (self.core.clone(), room.to_owned(), Arc::new(draft));
         let rooms = vec![room.clone()];
         self.with_policy(|| {

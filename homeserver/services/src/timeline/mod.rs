@@ -4,6 +4,7 @@ pub(crate) mod append;
 mod check;
 mod create;
 pub(crate) mod effects;
+mod ends;
 mod error;
 mod invite;
 pub(crate) mod join;

@@ -18,6 +18,9 @@ use waxwing_storage::{EventFlags, Fact, NewRow, Place, RoomRow, StoredEvent, Tx}
 /// Attempts to take in one event while others change the room.
 const ATTEMPTS: usize = 20;
 
+/// Events at the end of a room among which those are looked for that follow one that came late.
+const FOLLOWERS: i64 = 1000;
+
 /// What the room becomes with a received event.
 #[derive(Clone)]
 struct Step {
@@ -81,6 +84,10 @@ impl Timeline {
 
     /// The extremities and the state of the room with an accepted event at its end.
     async fn step(&self, row: &RoomRow, received: &Received) -> Result<Step, TimelineError> {
+        if self.is_followed(row, &received.event.event_id).await? {
+            let (state_root, extremities) = (row.state_root, row.extremities.clone());
+            return Ok(Step { revision: row.revision, state_root, extremities });
+        }
         let event = &received.event;
         let mut extremities = row.extremities.clone();
         extremities.retain(|(id, _)| !event.prev_events.contains(id));
@@ -100,6 +107,18 @@ impl Timeline {
             resolve_roots(&self.core, &row.version, &roots, Some(event)).await?
         };
         Ok(Step { revision: row.revision, state_root, extremities })
+    }
+
+    /// Whether others follow the event already: it was missing where history ends for us, so it is no end of the room,
+    /// and what it changed is in the state by now.
+    async fn is_followed(&self, row: &RoomRow, id: &OwnedEventId) -> Result<bool, TimelineError> {
+        let mut conn = self.core.store.read().await?;
+        if row.extremities.is_empty() || !conn.is_backward_extremity(&row.room_id, id).await? {
+            return Ok(false);
+        }
+        // An event that is not accepted may name it, too, and such a one does not make it part of the room.
+        let newest = conn.events_backward(&row.room_id, i64::MAX, FOLLOWERS).await?;
+        Ok(newest.iter().any(|stored| stored.event.prev_events.contains(id)))
     }
 
     /// Whether the room was still as it had been.
@@ -259,12 +278,12 @@ impl Work {
         if row.partial && self.received.history.is_none() {
             tx.partial_event_put(&event.room_id, &event.event_id, &self.received.fetched).await?;
         }
-        let was_missing = tx.backward_extremity_remove(&event.room_id, &event.event_id).await?;
+        tx.backward_extremity_remove(&event.room_id, &event.event_id).await?;
         for missing in &self.missing {
             tx.backward_extremity_add(&event.room_id, missing).await?;
         }
         if let Some(step) = &self.step {
-            self.move_room(core, tx, row.clone(), step, was_missing && !row.extremities.is_empty()).await?;
+            self.move_room(core, tx, row.clone(), step).await?;
         } else if flags == EventFlags::NONE {
             // History: its redactions count, its memberships are long past.
             if event.kind == ruma::events::TimelineEventType::RoomRedaction {
@@ -277,22 +296,18 @@ impl Work {
         Ok(true)
     }
 
-    /// Puts the event at the end of the room. One that others follow already (`referenced`) is no extremity.
+    /// Puts the event at the end of the room.
     async fn move_room(
         &self,
         core: &crate::Core,
         tx: &mut Tx,
         mut row: RoomRow,
         step: &Step,
-        referenced: bool,
     ) -> Result<(), TimelineError> {
         let event = &self.received.event;
         let before = row.state_root;
         row.state_root = step.state_root;
         row.extremities.clone_from(&step.extremities);
-        if referenced && row.extremities.len() > 1 {
-            row.extremities.retain(|(id, _)| *id != event.event_id);
-        }
         let changes = tx.state().diff(before, step.state_root).await?;
         let own = event.state_entry();
         let mut won = own.is_none();

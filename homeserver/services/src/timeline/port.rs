@@ -126,8 +126,7 @@ impl waxwing_federation::ports::Timeline for Timeline {
 
     async fn extremities(&self, room: &RoomId) -> PortResult<Extremities> {
         let Some(row) = self.row(room).await? else { return Ok(Extremities::default()) };
-        let min_depth = row.extremities.iter().map(|(_, depth)| *depth).min().unwrap_or(0);
-        Ok(Extremities { events: row.extremities.into_iter().map(|(id, _)| id).collect(), min_depth })
+        Ok(Extremities { events: row.extremities.into_iter().map(|(id, _)| id).collect() })
     }
 
     async fn state_current(&self, room: &RoomId) -> PortResult<Option<StateRoot>> {

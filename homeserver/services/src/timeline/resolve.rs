@@ -6,7 +6,7 @@ use ruma::{OwnedEventId, RoomVersionId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use waxwing_model::{Event, StateKey};
-use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
+use waxwing_rooms::resolve::{Loaded, MAX_SIDES, Need, StateMap, resolve};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::StoredEvent;
 
@@ -43,8 +43,24 @@ pub(crate) async fn update(
 }
 
 /// Resolves the states at `roots` to one and stores it. `arriving` is an event that some of them hold and that is not
-/// stored yet.
+/// stored yet. More than can be resolved at once (somebody makes branches without end) are resolved in steps, in an
+/// order that is the same everywhere.
 pub(crate) async fn resolve_roots(
+    core: &Core,
+    version: &RoomVersionId,
+    roots: &BTreeSet<NodeId>,
+    arriving: Option<&Arc<Event>>,
+) -> Result<NodeId, TimelineError> {
+    let mut left = roots.clone();
+    while left.len() > MAX_SIDES {
+        let some: BTreeSet<NodeId> = left.iter().take(MAX_SIDES).copied().collect();
+        left.retain(|root| !some.contains(root));
+        left.insert(resolve_few(core, version, &some, arriving).await?);
+    }
+    resolve_few(core, version, &left, arriving).await
+}
+
+async fn resolve_few(
     core: &Core,
     version: &RoomVersionId,
     roots: &BTreeSet<NodeId>,

@@ -45,6 +45,7 @@ impl Timeline {
         let policy = self.seal_policy(room, author);
         sealed::check_local_send(&draft.kind, &draft.content, draft.state_key.as_deref(), &policy)?;
         self.settle_redaction(room, &mut draft).await?;
+        super::ends::note(room, self.join_ends(room).await)?;
         let core = self.core.clone();
         let room: OwnedRoomId = room.to_owned();
         let request = repeat.as_ref().map(|repeat| repeat.key(&draft.sender));
@@ -92,6 +93,7 @@ impl Timeline {
             without_authoriser(&mut draft)?;
         }
         super::check::state_content(&self.core, room, &draft).await?;
+        super::ends::note(room, self.join_ends(room).await)?;
         if draft.kind == TimelineEventType::RoomMember
             && let Some(done) = self.set_membership(author, room, &draft).await?
         {
