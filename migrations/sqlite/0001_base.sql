@@ -11,7 +11,7 @@ CREATE TABLE log_head (
 INSERT INTO log_head (id, position, lowest) VALUES (1, 0, 0);
 
 CREATE TABLE log (
-    position BIGINT NOT NULL PRIMARY KEY,
+    position INTEGER NOT NULL PRIMARY KEY,
     kind SMALLINT NOT NULL,
     room_id TEXT,
     user_id TEXT,
@@ -37,7 +37,7 @@ CREATE INDEX rooms_published ON rooms (room_id) WHERE published;
 
 -- sn: the log position of a live event; below zero for one that came from history or stands outside the graph.
 CREATE TABLE events (
-    sn BIGINT NOT NULL PRIMARY KEY,
+    sn INTEGER NOT NULL PRIMARY KEY,
     event_id TEXT NOT NULL,
     room_id TEXT NOT NULL,
     flags SMALLINT NOT NULL,

@@ -20,12 +20,18 @@ const LEASE: Duration = Duration::from_mins(55);
 const LEASE_NAME: &str = "housekeeping";
 /// Closed accounts taken out of their rooms in one turn: each leave may ask other servers.
 const CLOSED_AT_ONCE: i64 = 20;
+/// A client repeats a request within minutes, and after a night at most.
+const REQUESTS_KEPT_FOR: Duration = Duration::from_hours(48);
+/// Of so many minutes they are forgotten at a time, so that no write waits for long.
+const REQUESTS_SLICE: Duration = Duration::from_mins(5);
 
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Answers to other servers' transactions.
     pub answers: u64,
+    /// Answers to clients' requests that may be repeated.
+    pub requests: u64,
     /// Ids of other servers' to-device messages.
     pub message_ids: u64,
     /// Files.
@@ -82,8 +88,25 @@ impl Housekeeping {
         }
         let answers = self.forget_answers(now).await?;
         self.empty_closed().await?;
+        let requests = self.forget_requests(now).await?;
         let message_ids = self.to_device.prune().await?;
-        Ok(Some(Forgotten { answers, message_ids, media: self.media.tidy().await? }))
+        Ok(Some(Forgotten { answers, requests, message_ids, media: self.media.tidy().await? }))
+    }
+
+    async fn forget_requests(&self, now: u64) -> StoreResult<u64> {
+        let before = now.saturating_sub(REQUESTS_KEPT_FOR.as_millis() as u64);
+        let mut all = 0;
+        loop {
+            let slice = self.core.store.write("forget requests", Vec::new(), move |tx| {
+                Box::pin(
+                    async move { tx.transactions_prune(before, REQUESTS_SLICE.as_millis() as u64).await },
+                )
+            });
+            match slice.await? {
+                0 => return Ok(all),
+                some => all += some,
+            }
+        }
     }
 
     async fn empty_closed(&self) -> StoreResult<()> {

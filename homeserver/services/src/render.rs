@@ -11,7 +11,7 @@ use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
-use waxwing_model::{StateKey, state_key};
+use waxwing_model::{LogPosition, StateKey, state_key};
 use waxwing_rooms::client_json::{ClientEvent, Unsigned, age};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::membership_of;
@@ -202,13 +202,33 @@ async fn transaction_ids(
     events: &[Arc<StoredEvent>],
 ) -> StoreResult<HashMap<OwnedEventId, String>> {
     let Some(device) = &viewer.device else { return Ok(HashMap::new()) };
-    let own: Vec<OwnedEventId> = events
-        .iter()
-        .filter(|stored| stored.event.sender == viewer.user && !stored.event.is_state())
-        .map(|stored| stored.event.event_id.clone())
-        .collect();
-    if own.is_empty() {
-        return Ok(HashMap::new());
+    let mut known = HashMap::new();
+    let mut unknown = Vec::new();
+    for stored in events {
+        if stored.event.sender != viewer.user || stored.event.is_state() {
+            continue;
+        }
+        match core.store.tail().row(LogPosition(stored.sn)) {
+            Some(row) => {
+                let sent = row.data.as_deref().and_then(|data| sent_by(data, device));
+                known.extend(sent.map(|transaction| (stored.event.event_id.clone(), transaction)));
+            }
+            None => unknown.push(stored.event.event_id.clone()),
+        }
     }
-    core.store.read().await?.transaction_ids(&viewer.user, device, &own).await
+    if !unknown.is_empty() {
+        known.extend(core.store.read().await?.transaction_ids(&viewer.user, device, &unknown).await?);
+    }
+    Ok(known)
+}
+
+/// What the row of the log that announces an event says of the request that sent it.
+pub(crate) fn sent_as(device: &str, transaction: &str) -> String {
+    serde_json::json!([device, transaction]).to_string()
+}
+
+/// The transaction id, where it was this device that sent the event.
+fn sent_by(data: &str, device: &str) -> Option<String> {
+    let (by, transaction): (String, String) = serde_json::from_str(data).ok()?;
+    (by == device).then_some(transaction)
 }

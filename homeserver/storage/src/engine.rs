@@ -12,6 +12,14 @@ use std::time::Duration;
 
 /// Connections that read on SQLite: two a core is enough to keep the disk busy on the machines we aim at.
 const SQLITE_READERS: u32 = 8;
+/// Memory of each reading connection for pages, as the pragma wants it (negative: KiB). The operating system keeps the
+/// file in memory too.
+const SQLITE_READER_CACHE: &str = "-2000";
+/// The same for the connection that writes: it meets the same pages of the indexes again and again.
+const SQLITE_WRITER_CACHE: &str = "-16000";
+/// Pages of 4 KiB in the write-ahead log after which a commit copies them into the database: 32 MiB. A page that changes a
+/// thousand times until then is written to the database once. SQLite's own 1,000 pages made half of all that was written.
+const SQLITE_CHECKPOINT: &str = "8000";
 /// Connections of one node to PostgreSQL for lookups. With its own ([`POSTGRES_OWN`]) and the two of `bus.rs` a node has
 /// 16; PostgreSQL's default of 100 must serve several nodes.
 const POSTGRES_CONNECTIONS: u32 = 12;
@@ -90,15 +98,18 @@ impl Pools {
                 .foreign_keys(false)
                 .busy_timeout(PATIENCE)
                 .statement_cache_capacity(500)
-                .pragma("cache_size", "-16000")
-                .pragma("mmap_size", "268435456")
+                .pragma("cache_size", SQLITE_READER_CACHE)
                 .optimize_on_close(false, None);
+            let writing = options
+                .clone()
+                .pragma("cache_size", SQLITE_WRITER_CACHE)
+                .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT);
             let writer = SqlitePoolOptions::new()
                 .max_connections(1)
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .acquire_timeout(PATIENCE)
-                .connect_with(options.clone())
+                .connect_with(writing)
                 .await?;
             let readers = SqlitePoolOptions::new()
                 .max_connections(SQLITE_READERS)

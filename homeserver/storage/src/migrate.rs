@@ -41,6 +41,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     80 "0080_partial_rooms",
     81 "0081_staged_pdus",
     100 "0100_purges",
+    110 "0110_transactions_by_time",
 ];
 
 const CREATE: &str =

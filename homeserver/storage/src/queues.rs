@@ -4,7 +4,7 @@ use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::sql::{pieces, rows, statements};
-use crate::tx::{OutboxRow, RelationRow, Slot, ToDeviceRow, TransactionKey};
+use crate::tx::{OutboxRow, RelationRow, Slot, ToDeviceRow, TransactionKey, Tx};
 use ruma::OwnedUserId;
 use sqlx::AssertSqlSafe;
 use std::collections::HashMap;
@@ -13,9 +13,28 @@ use std::sync::Arc;
 statements! {
     TRANSACTIONS = "SELECT t.user_id, t.device_id, t.endpoint, t.txn_id, t.response FROM (VALUES $rows) AS v JOIN transactions t ON t.user_id = v.column1 AND t.device_id = v.column2 AND t.endpoint = v.column3 AND t.txn_id = v.column4";
     TRANSACTIONS_INSERT = "INSERT INTO transactions (user_id, device_id, endpoint, txn_id, response, created_at) VALUES $rows ON CONFLICT DO NOTHING";
+    TRANSACTIONS_OLDEST = "SELECT MIN(created_at) FROM transactions";
+    TRANSACTIONS_PRUNE = "DELETE FROM transactions WHERE created_at < $1";
     OUTBOX_INSERT = "INSERT INTO outbox (destination, position, room_id, reference, json) VALUES $rows ON CONFLICT DO NOTHING";
     TO_DEVICE_INSERT = "INSERT INTO to_device (user_id, device_id, position, content) VALUES $rows";
     RELATIONS_INSERT = "INSERT INTO relations (parent_id, sn, child_id, room_id, rel_type, kind, sender) VALUES $rows ON CONFLICT DO NOTHING";
+}
+
+impl Tx {
+    /// Forgets answers to requests that came before `before` (milliseconds since the epoch), of the oldest `slice`
+    /// milliseconds that there are. Gives how many it forgot, none when there are none so old.
+    pub async fn transactions_prune(&mut self, before: u64, slice: u64) -> StoreResult<u64> {
+        let conn = self.writing().await?;
+        let (oldest,): (Option<i64>,) =
+            on_engine!(&mut *conn, |c| sqlx::query_as(TRANSACTIONS_OLDEST).fetch_one(c).await)?;
+        let Some(oldest) = oldest.filter(|oldest| *oldest < before as i64) else { return Ok(0) };
+        let until = (before as i64).min(oldest.saturating_add(slice.max(1) as i64));
+        Ok(on_engine!(conn, |c| sqlx::query(TRANSACTIONS_PRUNE)
+            .bind(until)
+            .execute(c)
+            .await
+            .map(|done| done.rows_affected()))?)
+    }
 }
 
 impl Conn {

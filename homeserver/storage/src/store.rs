@@ -23,9 +23,9 @@ use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
 
 /// Bytes of events kept in memory.
-const EVENT_CACHE_BYTES: u64 = 96 * 1024 * 1024;
+const EVENT_CACHE_BYTES: u64 = 24 * 1024 * 1024;
 /// A guess of the events in that many bytes.
-const EVENT_CACHE_ITEMS: usize = 50_000;
+const EVENT_CACHE_ITEMS: usize = 10_000;
 /// Rows read at once when this node has to catch up with the log.
 const CATCH_UP_ROWS: i64 = 1000;
 

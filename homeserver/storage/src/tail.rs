@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use waxwing_model::LogPosition;
 
 /// Bytes of rows kept: minutes of a busy server, and what most clients that come back within the hour need.
-const TAIL_BYTES: usize = 64 * 1024 * 1024;
+const TAIL_BYTES: usize = 24 * 1024 * 1024;
 
 #[derive(Default)]
 struct Rows {
@@ -57,6 +57,15 @@ impl Tail {
         let start = rows.queue.partition_point(|row| row.position <= after);
         let end = rows.queue.partition_point(|row| row.position <= upto);
         Some(rows.queue.range(start..end.max(start)).cloned().collect())
+    }
+
+    /// The row at `position`, where it is in memory.
+    pub fn row(&self, position: LogPosition) -> Option<Arc<LogRow>> {
+        let rows = self.rows.read();
+        let first = rows.queue.front()?.position;
+        let index = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
+        // Positions in memory have no gaps.
+        rows.queue.get(index).cloned()
     }
 
     /// Like [`Tail::range`], the rows that name `room`.
@@ -172,6 +181,9 @@ mod tests {
         assert_eq!(tail.head(), LogPosition(8));
         assert!(tail.range(LogPosition(4), LogPosition(8)).is_none());
         assert_eq!(tail.range(LogPosition(5), LogPosition(7)).unwrap().len(), 2);
+        assert_eq!(tail.row(LogPosition(7)).unwrap().position, LogPosition(7));
+        assert!(tail.row(LogPosition(5)).is_none() && tail.row(LogPosition(9)).is_none());
+        assert!(tail.row(LogPosition(-3)).is_none(), "events of history have numbers below zero");
         let user: OwnedUserId = "@a:x".try_into().unwrap();
         let found = tail.range_of_user(&user, LogPosition(6), LogPosition(8)).unwrap();
         assert_eq!(found.iter().map(|row| row.position.0).collect::<Vec<_>>(), [8]);

@@ -263,6 +263,16 @@ impl Tx {
         Slot(self.buffers.log.len() - 1)
     }
 
+    /// Adds `data` to the row of this transaction that announces the event.
+    pub fn log_note(&mut self, event: &ruma::EventId, data: String) {
+        let announces = |row: &&mut NewRow| {
+            row.fact == crate::Fact::Event && row.reference.as_deref() == Some(event.as_str())
+        };
+        if let Some(row) = self.buffers.log.iter_mut().rev().find(announces) {
+            row.data = Some(data);
+        }
+    }
+
     /// Stores an event. `row` announces it when it is [`Place::Live`] (and is ignored otherwise). `relates` is the
     /// event and relation type that its content names.
     pub fn event_put(

@@ -10,6 +10,12 @@ use std::sync::Arc;
 use waxwing_services::sync::{StateWanted, SyncFilter, SyncRequest, SyncResponse, SyncToken};
 
 pub(super) async fn sync(api: Api, args: Args<Request>) -> ApiResult<SyncResponse> {
+    let wanted = Box::pin(wanted(&api, args)).await?;
+    Ok(api.sync.sync(&wanted).await?)
+}
+
+/// What is asked for. Of the request nothing is held on to: thousands wait at a time.
+async fn wanted(api: &Api, args: Args<Request>) -> ApiResult<SyncRequest> {
     let Args { request, requester, parts, .. } = args;
     let since = match request.since.as_deref() {
         // Some clients send an empty token at first.
@@ -28,13 +34,12 @@ pub(super) async fn sync(api: Api, args: Args<Request>) -> ApiResult<SyncRespons
         (false, false) => StateWanted::Before,
     };
     api.presence.syncing(&requester.user_id, &request.set_presence);
-    let wanted = SyncRequest {
+    Ok(SyncRequest {
         viewer: viewer(&requester),
         since,
         filter,
         full_state: request.full_state,
         timeout: request.timeout.unwrap_or_default(),
         state,
-    };
-    Ok(api.sync.sync(&wanted).await?)
+    })
 }

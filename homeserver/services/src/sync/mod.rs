@@ -149,7 +149,7 @@ impl Sync {
         let follower = self.notifier.follow(&request.viewer.user);
         if let Some(since) = &request.since {
             self.notifier.reach(since.position, started + CATCH_UP).await;
-            self.acknowledge_to_device(&request.viewer, since.to_device).await?;
+            Box::pin(self.acknowledge_to_device(&request.viewer, since.to_device)).await?;
         } else {
             // What other nodes wrote shows too, where there is no position to wait for.
             self.core.store.catch_up().await?;
@@ -158,7 +158,9 @@ impl Sync {
         self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;
         loop {
             let wakes = follower.wakes();
-            let answer = Build::new(self, request, &follower).await?.run().await?;
+            // On the heap, and gone while the client waits: thousands wait at a time.
+            let built = Box::pin(async { Build::new(self, request, &follower).await?.run().await });
+            let answer = built.await?;
             let now = request.since.is_none() || request.full_state || !answer.is_empty();
             if now || deadline <= started {
                 return Ok(answer);

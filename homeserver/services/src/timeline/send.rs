@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
 use waxwing_rooms::sealed;
-use waxwing_storage::{Fact, NewRow, TransactionKey, Tx};
+use waxwing_storage::{TransactionKey, Tx};
 
 /// A request that may be repeated: its answer is kept in the transaction that stores the event.
 #[derive(Clone, Debug)]
@@ -216,12 +216,8 @@ async fn answered(
 
 fn remember(tx: &mut Tx, core: &crate::Core, user: &UserId, repeat: &Repeatable, id: &EventId) {
     tx.transaction_put(repeat.key(user), id.to_string(), core.now());
-    // Tells this node's syncs to show the transaction id to the device that sent it.
-    let row = NewRow::new(Fact::Other)
-        .user(user.to_owned())
-        .reference("transaction")
-        .data(serde_json::json!([id, repeat.device, repeat.txn_id]).to_string());
-    tx.log_append(row);
+    // Syncs show the transaction id to the device that sent it, without asking the database.
+    tx.log_note(id, crate::render::sent_as(&repeat.device, &repeat.txn_id));
 }
 
 /// Only members speak.

@@ -85,7 +85,9 @@ async fn sqlite_table(conn: &mut SqliteConnection, name: &str) -> Table {
             key.push((place, name.clone()));
         }
         let default = default.as_deref().map(plain);
-        table.columns.push(Column { name, kind: kind.to_uppercase(), nullable: !not_null, default });
+        // SQLite makes a key the row's own number only where the type is called so.
+        let kind = if place == 1 && kind == "INTEGER" { "BIGINT".to_owned() } else { kind.to_uppercase() };
+        table.columns.push(Column { name, kind, nullable: !not_null, default });
     }
     key.sort();
     table.key = key.into_iter().map(|(_, name)| name).collect();

@@ -68,3 +68,36 @@ async fn repetitions_in_one_group_hear_the_first_answer() {
         fresh.drop_database().await;
     }
 }
+
+#[tokio::test]
+async fn answers_are_forgotten_by_their_age_a_slice_at_a_time() {
+    async fn prune(store: &Store, before: u64) -> u64 {
+        let done: Result<u64, StoreError> = store
+            .write("prune", Vec::new(), move |tx| {
+                Box::pin(async move { tx.transactions_prune(before, 100).await })
+            })
+            .await;
+        done.unwrap()
+    }
+    for fresh in Fresh::both().await {
+        let store = Store::open(&fresh.url).await.unwrap();
+        for at in [1000, 1050, 2000, 3000] {
+            let done: Result<(), StoreError> = store
+                .write("put", Vec::new(), move |tx| {
+                    Box::pin(async move {
+                        let (user, device, endpoint, _) = request();
+                        tx.transaction_put((user, device, endpoint, at.to_string()), "done".to_owned(), at);
+                        Ok(())
+                    })
+                })
+                .await;
+            done.unwrap();
+        }
+        assert_eq!(prune(&store, 2500).await, 2, "the first slice");
+        assert_eq!(prune(&store, 2500).await, 1, "the next that has any");
+        assert_eq!(prune(&store, 2500).await, 0);
+        assert_eq!(prune(&store, 3001).await, 1, "what was too young before");
+        drop(store);
+        fresh.drop_database().await;
+    }
+}

@@ -35,7 +35,8 @@ pub(super) use facts::Facts;
 use super::build::Build;
 use super::response::StateWanted;
 use super::{CATCH_UP, MAX_TIMEOUT, Sync, SyncFilter, SyncRequest, SyncToken};
-use connection::Draft;
+use crate::notifier::Follower;
+use connection::{Draft, State};
 use pos::Pos;
 use slide::Slide;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl Sync {
         };
         let state = match &pos {
             None => Arc::default(),
-            Some(pos) => self.states.load(&self.core, &key, pos).await?,
+            Some(pos) => Box::pin(self.states.load(&self.core, &key, pos)).await?,
         };
         let mut deadline =
             started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
@@ -87,31 +88,46 @@ impl Sync {
             None => self.core.store.catch_up().await?,
         }
         if let Some(rule) = &request.extensions.to_device {
-            self.acknowledge_to_device(&request.viewer, rule.since).await?;
+            Box::pin(self.acknowledge_to_device(&request.viewer, rule.since)).await?;
         }
         // What was written before this request came shows in its answer.
         self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;
         let v3 = v3_request(request, pos.as_ref());
         loop {
             let wakes = follower.wakes();
-            let build = Build::new(self, &v3, &follower).await?;
-            let parts = pos.as_ref().map_or(0, |pos| pos.parts);
-            let slide = Slide::new(&build, request, Arc::clone(&state), parts).await?;
-            if slide.may_have_steps().await? {
-                deadline = deadline.min(Instant::now() + STEP_PAUSE);
-            }
-            let (mut answer, draft) = slide.run().await?;
-            let late = deadline <= Instant::now() || self.stop.is_cancelled();
-            if pos.is_none() || late || !answer.is_empty() {
-                answer.pos = self.next_pos(key, request, pos.as_ref(), &build, draft).await?.to_string();
+            let asked = Asked { request, v3: &v3, key: &key, pos: pos.as_ref(), state: &state };
+            // On the heap, and gone while the client waits: thousands wait at a time.
+            if let Some(answer) = Box::pin(self.attempt(&asked, &follower, &mut deadline)).await? {
                 return Ok(answer);
             }
-            drop(build);
             tokio::select! {
                 _ = follower.wait(wakes, deadline) => {}
                 () = self.stop.cancelled() => {}
             }
         }
+    }
+
+    /// The answer, when there is one to give now.
+    async fn attempt(
+        &self,
+        asked: &Asked<'_>,
+        follower: &Arc<Follower>,
+        deadline: &mut Instant,
+    ) -> Result<Option<SlidingAnswer>, SlidingError> {
+        let build = Build::new(self, asked.v3, follower).await?;
+        let parts = asked.pos.map_or(0, |pos| pos.parts);
+        let slide = Slide::new(&build, asked.request, Arc::clone(asked.state), parts).await?;
+        if slide.may_have_steps().await? {
+            *deadline = (*deadline).min(Instant::now() + STEP_PAUSE);
+        }
+        let (mut answer, draft) = slide.run().await?;
+        let late = *deadline <= Instant::now() || self.stop.is_cancelled();
+        if asked.pos.is_some() && !late && answer.is_empty() {
+            return Ok(None);
+        }
+        let pos = self.next_pos(asked.key.clone(), asked.request, asked.pos, &build, draft).await?;
+        answer.pos = pos.to_string();
+        Ok(Some(answer))
     }
 
     /// Writes what the connection is to remember, and names where it now stands.
@@ -135,6 +151,15 @@ impl Sync {
             version,
         })
     }
+}
+
+/// One request, while it waits for news.
+struct Asked<'a> {
+    request: &'a SlidingRequest,
+    v3: &'a SyncRequest,
+    key: &'a SlidingKey,
+    pos: Option<&'a Pos>,
+    state: &'a Arc<State>,
 }
 
 /// What the parts that both kinds of sync share are asked.

@@ -1,0 +1,2 @@
+-- Answers to repeated requests are forgotten by their age.
+CREATE INDEX transactions_by_time ON transactions (created_at);
