@@ -127,6 +127,9 @@ async fn what_waits_is_sent_even_after_a_restart(mut site: Site) {
     assert_eq!(listed["delayed_events"].as_array().unwrap().len(), 4, "{listed}");
     assert_eq!(listed["delayed_events"][1]["content"]["key"], "cancelled");
     assert_eq!(bob.get(events).await.fine()["delayed_events"], json!([]));
+    let one = alice.get(&format!("{events}/{}", ids[1])).await.fine();
+    assert_eq!((&one["content"]["key"], &one["delay"]), (&json!("sent"), &json!(60_000)), "{one}");
+    bob.get(&format!("{events}/{}", ids[1])).await.refused(404, "M_NOT_FOUND");
 
     // Whoever knows an id needs no token; both forms are in use.
     let nobody = Raw::nobody(&site.url);

@@ -148,7 +148,7 @@ impl Build<'_> {
     }
 
     /// The stretch that ends with the events below `before` and goes no further back than `floor`, `limit` events at
-    /// most. Of a room that is shown from nothing it is the end of the graph, not what came last: what another server had
+    /// most. To a client that begins it is the end of the graph, not what came last: what another server had
     /// long ago and was late to send is part of what came before.
     pub async fn stretch_backward(
         &self,
@@ -183,7 +183,7 @@ impl Build<'_> {
             let events = events.into_iter().filter(|stored| !below(stored)).collect();
             let visible = visible_to(self.core(), self.user(), last, events).await?;
             let mut candidates = self.with_children(visible).await?;
-            if floor.is_none() && last == LastJoined::Now && at_end {
+            if self.since.is_none() && last == LastJoined::Now && at_end {
                 candidates.sort_by_key(|stored| Reverse((stored.event.depth, stored.sn)));
             }
             if !picker.take_of(&candidates) || complete || reached {

@@ -17,13 +17,19 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use waxwing_services::accounts::Requester;
-use waxwing_services::delayed::{DelayAction, DelayedError, MAX_DELAY};
+use waxwing_services::delayed::{DelayAction, DelayedError, DelayedRow, MAX_DELAY};
 use waxwing_services::timeline::{Draft, Repeatable};
 
 plain_request!(
     /// `GET /delayed_events`
     List, GET, AccessToken, {
         unstable("org.matrix.msc4140") => "/_matrix/client/unstable/org.matrix.msc4140/delayed_events",
+    }
+);
+plain_request!(
+    /// `GET /delayed_events/{delayId}`
+    One, GET, AccessToken, {
+        unstable("org.matrix.msc4140") => "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delay_id}",
     }
 );
 plain_request!(
@@ -40,7 +46,7 @@ plain_request!(
 );
 
 pub(super) fn routes() -> Router<Api> {
-    Router::new().ruma(list).ruma(act).ruma(act_named)
+    Router::new().ruma(list).ruma(one).ruma(act).ruma(act_named)
 }
 
 /// The delay in milliseconds that a request to send asks for.
@@ -73,24 +79,33 @@ pub(super) async fn instead_of_sending(
     Ok(Some(Sent::Delayed { delay_id }))
 }
 
+/// An event that waits, as its owner sees it.
+fn shown(row: DelayedRow) -> ApiResult<Value> {
+    let content: Box<RawValue> = RawValue::from_string(row.content).map_err(ApiError::internal)?;
+    let mut event = Map::new();
+    event.insert("delay_id".to_owned(), row.delay_id.into());
+    event.insert("room_id".to_owned(), row.room.as_str().into());
+    event.insert("type".to_owned(), row.kind.into());
+    if let Some(key) = row.state_key {
+        event.insert("state_key".to_owned(), key.into());
+    }
+    event.insert("delay".to_owned(), row.delay.into());
+    event.insert("running_since".to_owned(), row.running_since.into());
+    event.insert("content".to_owned(), serde_json::to_value(content).map_err(ApiError::internal)?);
+    Ok(Value::Object(event))
+}
+
 async fn list(api: Api, args: Args<List>) -> ApiResult<JsonAnswer> {
     let rows = api.delayed.list(&args.requester.user_id).await?;
-    let shown = |row: waxwing_services::delayed::DelayedRow| -> ApiResult<Value> {
-        let content: Box<RawValue> = RawValue::from_string(row.content).map_err(ApiError::internal)?;
-        let mut event = Map::new();
-        event.insert("delay_id".to_owned(), row.delay_id.into());
-        event.insert("room_id".to_owned(), row.room.as_str().into());
-        event.insert("type".to_owned(), row.kind.into());
-        if let Some(key) = row.state_key {
-            event.insert("state_key".to_owned(), key.into());
-        }
-        event.insert("delay".to_owned(), row.delay.into());
-        event.insert("running_since".to_owned(), row.running_since.into());
-        event.insert("content".to_owned(), serde_json::to_value(content).map_err(ApiError::internal)?);
-        Ok(Value::Object(event))
-    };
     let shown = rows.into_iter().map(shown).collect::<ApiResult<Vec<Value>>>()?;
     JsonAnswer::new(&json!({ "delayed_events": shown }))
+}
+
+/// Another's event is as good as none.
+async fn one(api: Api, args: Args<One>) -> ApiResult<JsonAnswer> {
+    let rows = api.delayed.list(&args.requester.user_id).await?;
+    let row = rows.into_iter().find(|row| row.delay_id == args.request.path(0));
+    JsonAnswer::new(&shown(row.ok_or(DelayedError::NotFound)?)?)
 }
 
 async fn act(api: Api, args: Args<Act>) -> ApiResult<JsonAnswer> {
