@@ -376,8 +376,7 @@ pub struct BatchLimits {
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Names the transaction. The same rows must get the same id, also after a restart: the receiver recognises a
-    /// repetition by it. So the implementation derives it from the queue (the position of the last row), and stores the
-    /// open batch's `upto` with the destination, so that rows added later do not change a batch already tried.
+    /// repetition by it. Other rows must get another id. So the implementation derives it from what is in the batch.
     pub txn_id: OwnedTransactionId,
     /// PDUs in federation format.
     pub pdus: Vec<Arc<RawValue>>,

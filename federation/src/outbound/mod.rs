@@ -4,6 +4,6 @@ mod queue;
 mod sender;
 mod volatile;
 
-pub use queue::{Next, Queue};
+pub use queue::{CATCH_UP_AFTER, Next, Queue};
 pub use sender::{Sender, SenderLimits};
 pub use volatile::{VolatileEdu, VolatileQueue};

@@ -6,9 +6,9 @@ const FIRST_INTERVAL: u64 = 2_000;
 /// No wait is longer. A server that returns speaks to us, which ends the wait at once; this is for those that return
 /// silently.
 const MAX_INTERVAL: u64 = 4 * 60 * 60 * 1000;
-/// A destination that was unreachable for longer gets the newest event of each room instead of all that it missed: it
-/// fetches what it wants of the rest.
-const CATCH_UP_AFTER: u64 = 60 * 60 * 1000;
+/// A destination that was unreachable for longer (milliseconds) gets the newest event of each room instead of all that
+/// it missed: it fetches what it wants of the rest.
+pub const CATCH_UP_AFTER: u64 = 60 * 60 * 1000;
 
 /// What to do for a destination now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

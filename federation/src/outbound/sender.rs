@@ -123,6 +123,12 @@ impl Sender {
         self.inner.with(destination, |entry| entry.queue.wake());
     }
 
+    /// Asks the outbox what waits, now instead of at the next poll.
+    pub async fn look_again(&self) {
+        self.inner.poll_outbox().await;
+        self.inner.changed.notify_one();
+    }
+
     /// Something that may be lost, and of which only the latest value counts.
     pub fn push_volatile(&self, destination: &ServerName, edu: VolatileEdu) {
         self.inner.with(destination, |entry| {

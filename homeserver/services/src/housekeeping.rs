@@ -1,7 +1,7 @@
 //! Forgets what is kept for a named time only: one node at a time, now and then.
 
 use crate::Core;
-use crate::federation::ANSWERS_KEPT_FOR;
+use crate::federation::{ANSWERS_KEPT_FOR, prune_outgoing};
 use crate::media::{Media, Tidied};
 use crate::timeline::Timeline;
 use crate::to_device::ToDevice;
@@ -36,6 +36,8 @@ pub struct Forgotten {
     pub message_ids: u64,
     /// Files.
     pub media: Tidied,
+    /// Notes of what goes to other servers.
+    pub outgoing: u64,
 }
 
 /// The service.
@@ -90,7 +92,9 @@ impl Housekeeping {
         self.empty_closed().await?;
         let requests = self.forget_requests(now).await?;
         let message_ids = self.to_device.prune().await?;
-        Ok(Some(Forgotten { answers, requests, message_ids, media: self.media.tidy().await? }))
+        let outgoing = prune_outgoing(&self.core).await?;
+        let media = self.media.tidy().await?;
+        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing }))
     }
 
     async fn forget_requests(&self, now: u64) -> StoreResult<u64> {

@@ -96,8 +96,9 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answer
                 inner.event_cache_put(Arc::clone(stored));
             }
             drop(tx);
-            inner.outbox_written(written.destinations);
             inner.publish(written.rows).await;
+            // Whoever is told looks up to the end of the log.
+            inner.outbox_written(written.destinations, written.outgoing);
             Ok(answers)
         }
         Err(error) => {
@@ -137,10 +138,12 @@ async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
 }
 
 /// What a committed group has written.
+#[derive(Default)]
 struct Written {
     rows: Vec<LogRow>,
     events: Vec<Arc<StoredEvent>>,
     destinations: BTreeSet<OwnedServerName>,
+    outgoing: bool,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
@@ -152,7 +155,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
-        return Ok(Written { rows: Vec::new(), events: Vec::new(), destinations: BTreeSet::new() });
+        return Ok(Written::default());
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
@@ -162,6 +165,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
     tx.conn.outbox_insert(&buffers.outbox, position).await?;
+    tx.conn.outgoing_insert(&buffers.outgoing, position).await?;
     tx.conn.messages_insert(&buffers.to_device, position).await?;
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
     tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
@@ -208,5 +212,5 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
         events.push(stored);
     }
     let destinations = buffers.outbox.iter().map(|row| row.destination.clone()).collect();
-    Written { rows, events, destinations }
+    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty() }
 }

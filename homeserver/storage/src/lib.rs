@@ -34,6 +34,7 @@ mod members;
 mod migrate;
 mod one_time_keys;
 mod outbox;
+mod outgoing;
 mod partial;
 mod people;
 mod profiles;
@@ -84,6 +85,7 @@ pub use media_cache::CachedMedia;
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
+pub use outgoing::{OutgoingRow, ServerSet};
 pub use partial::{PartialEvent, PartialRow};
 pub use people::Person;
 pub use purges::{PurgeKind, PurgePhase, PurgeRow};
@@ -137,6 +139,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("outbox", outbox::STATEMENTS),
+    ("outgoing", outgoing::STATEMENTS),
     ("partial", partial::STATEMENTS),
     ("people", people::STATEMENTS),
     ("profiles", profiles::STATEMENTS),

@@ -2,10 +2,10 @@
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
+use crate::outgoing::ServerSet;
 use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use sqlx::AssertSqlSafe;
-use std::sync::Arc;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
@@ -247,20 +247,22 @@ impl Conn {
 }
 
 impl crate::Tx {
-    /// The servers of who is joined to the room, whose present state is the one at `root`. Kept by root: as long as
-    /// nothing changes in the state of a room, nothing is asked.
+    /// The servers of who is joined to the room, whose present state is the one at `root`, `ours` apart. Kept by root:
+    /// as long as nothing changes in the state of a room, nothing is asked.
     pub async fn servers_in_state(
         &mut self,
         room: &RoomId,
         root: NodeId,
-    ) -> StoreResult<Arc<[OwnedServerName]>> {
+        ours: &ServerName,
+    ) -> StoreResult<ServerSet> {
         if let Some(known) = self.servers.get(&root) {
             return Ok(known);
         }
-        let servers: Arc<[OwnedServerName]> = self.servers_in(room).await?.into();
+        let servers = self.servers_in(room).await?;
+        let servers = ServerSet::new(servers.into_iter().filter(|server| server != ours));
         // The empty state is that of every new room.
         if root != NodeId::EMPTY {
-            self.servers.insert(root, Arc::clone(&servers));
+            self.servers.insert(root, servers.clone());
         }
         Ok(servers)
     }

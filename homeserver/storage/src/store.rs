@@ -6,6 +6,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::group::{self, Answer, Job, QUEUE_LIMIT};
 use crate::log::LogRow;
+use crate::outgoing::ServerSet;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
 use crate::tx::{TransactionKey, Tx};
@@ -32,8 +33,8 @@ const CATCH_UP_ROWS: i64 = 1000;
 /// Rooms whose servers are kept: those that are talked in at the same time.
 const SERVER_CACHE_ROOMS: usize = 4096;
 
-/// The servers in a room, by the root of its state.
-pub(crate) type ServerCache = Cache<NodeId, Arc<[OwnedServerName]>>;
+/// The other servers in a room, by the root of its state.
+pub(crate) type ServerCache = Cache<NodeId, ServerSet>;
 
 /// Events by id, as long as there is room for them.
 pub(crate) type EventCache = Cache<OwnedEventId, Arc<StoredEvent>, EventWeight>;
@@ -55,7 +56,7 @@ pub(crate) struct Inner {
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
     /// Destinations that committed rows of this node wait for, until somebody asks.
-    outbox: parking_lot::Mutex<BTreeSet<OwnedServerName>>,
+    outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
     /// How often a connection for lookups was given out.
     lookups: AtomicU64,
@@ -226,12 +227,12 @@ impl Store {
         self.inner.catch_up().await
     }
 
-    /// The destinations for which this node has committed outbox rows since the last call; waits until there are some.
-    /// For one caller: each destination is told once.
+    /// Waits until this node has committed something for other servers since the last call; gives the destinations
+    /// that have rows of their own. There are none when it was events, which have one row for all. For one caller:
+    /// each destination is told once.
     pub async fn outbox_changed(&self) -> BTreeSet<OwnedServerName> {
         loop {
-            let changed = std::mem::take(&mut *self.inner.outbox.lock());
-            if !changed.is_empty() {
+            if let Some(changed) = self.inner.outbox.lock().take() {
                 return changed;
             }
             self.inner.outbox_changed.notified().await;
@@ -255,10 +256,10 @@ impl Store {
 }
 
 impl Inner {
-    /// Outbox rows for these destinations are committed.
-    pub(crate) fn outbox_written(&self, destinations: BTreeSet<OwnedServerName>) {
-        if !destinations.is_empty() {
-            self.outbox.lock().extend(destinations);
+    /// Outbox rows for these destinations are committed, or rows for many at once.
+    pub(crate) fn outbox_written(&self, destinations: BTreeSet<OwnedServerName>, outgoing: bool) {
+        if outgoing || !destinations.is_empty() {
+            self.outbox.lock().get_or_insert_default().extend(destinations);
             self.outbox_changed.notify_one();
         }
     }

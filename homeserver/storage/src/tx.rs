@@ -5,6 +5,7 @@ use crate::engine::Conn;
 use crate::error::{StoreError, StoreResult};
 use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
+use crate::outgoing::{NewOutgoing, ServerSet};
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
 use crate::store::{EventCache, Inner, ServerCache};
@@ -75,13 +76,14 @@ pub(crate) struct Buffers {
     pub events: Vec<NewEvent>,
     pub nodes: Vec<(NodeId, Arc<Node>)>,
     pub outbox: Vec<OutboxRow>,
+    pub outgoing: Vec<NewOutgoing>,
     pub to_device: Vec<ToDeviceRow>,
     pub relations: Vec<RelationRow>,
     pub transactions: Vec<(TransactionKey, String, u64)>,
     pub thread_subscriptions: Vec<ThreadSubscriptionMark>,
 }
 
-struct Marks([usize; 8]);
+struct Marks([usize; 9]);
 
 impl Buffers {
     fn marks(&self) -> Marks {
@@ -94,6 +96,7 @@ impl Buffers {
             self.relations.len(),
             self.transactions.len(),
             self.thread_subscriptions.len(),
+            self.outgoing.len(),
         ])
     }
     fn truncate(&mut self, Marks(lengths): &Marks) {
@@ -105,6 +108,7 @@ impl Buffers {
         self.relations.truncate(lengths[5]);
         self.transactions.truncate(lengths[6]);
         self.thread_subscriptions.truncate(lengths[7]);
+        self.outgoing.truncate(lengths[8]);
     }
 }
 
@@ -160,7 +164,7 @@ impl Tx {
             answered: HashMap::new(),
             head: inner.tail.head().0,
             savepoint: false,
-            marks: Marks([0; 8]),
+            marks: Marks([0; 9]),
             undo_rooms: Vec::new(),
         }
     }
@@ -365,6 +369,11 @@ impl Tx {
         // The same request may be in the group more than once.
         self.answered = keys.iter().map(|key| (key.clone(), found.get(key).cloned())).collect();
         Ok(())
+    }
+
+    /// Queues an event for these servers, in the order of the log.
+    pub fn outgoing_put(&mut self, slot: Slot, room: OwnedRoomId, event: OwnedEventId, servers: ServerSet) {
+        self.buffers.outgoing.push(NewOutgoing { slot, room, event, servers });
     }
 
     /// Queues a PDU (`reference`) or an EDU (`json`) for a destination, in the order of the log.

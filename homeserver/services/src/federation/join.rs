@@ -18,7 +18,7 @@ use std::sync::Arc;
 use waxwing_model::{Event, state_key};
 use waxwing_rooms::format::Counts;
 use waxwing_rooms::{Pdu, auth, build, parse, sign, stripped};
-use waxwing_storage::{Fact, NewRow, RoomRow, StoredEvent};
+use waxwing_storage::{Fact, NewRow, RoomRow, ServerSet, StoredEvent};
 
 /// Members that a client shows for a room without a name.
 const HEROES: usize = 5;
@@ -253,22 +253,14 @@ impl Federation {
         if servers.is_empty() {
             return Ok(());
         }
-        let input = Arc::new((servers, event.room_id.clone(), event.event_id.clone()));
+        let input = Arc::new((ServerSet::new(servers), event.room_id.clone(), event.event_id.clone()));
         self.core
             .store
             .write("forward", Vec::new(), move |tx| {
                 let input = Arc::clone(&input);
                 Box::pin(async move {
                     let slot = tx.log_append(NewRow::new(Fact::Outbox));
-                    for server in &input.0 {
-                        tx.outbox_put(
-                            server.clone(),
-                            slot,
-                            Some(input.1.clone()),
-                            Some(input.2.clone()),
-                            None,
-                        );
-                    }
+                    tx.outgoing_put(slot, input.1.clone(), input.2.clone(), input.0.clone());
                     Ok(())
                 })
             })

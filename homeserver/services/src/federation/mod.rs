@@ -7,6 +7,7 @@ mod history;
 mod invite;
 mod join;
 mod keys;
+mod lanes;
 mod leave;
 mod older;
 mod outbox;
@@ -14,6 +15,7 @@ mod queries;
 mod replays;
 mod resync;
 mod run;
+mod shards;
 mod staging;
 
 pub use edus::Edus;
@@ -21,6 +23,7 @@ pub use error::FederationError;
 pub use history::{MissingEvents, RoomState};
 pub use invite::Invitation;
 pub use join::{Joined, Template};
+pub(crate) use outbox::prune as prune_outgoing;
 pub(crate) use replays::KEPT_FOR as ANSWERS_KEPT_FOR;
 
 use crate::Core;

@@ -1,230 +1,448 @@
-//! The durable queues over the database. One node at a time sends to a destination: destinations are divided into
-//! shards, and each shard has a lease. On SQLite there is one node, which owns all.
+//! The durable queues over the database. An event that other servers get is one row for all of them; each destination
+//! has a cursor, which is a row only when it fails (see `lanes`). What is for one destination alone (messages between
+//! devices, device lists, the news that one was put out) has rows of its own.
 
+use super::lanes::{Lanes, Look};
+use super::shards::{self, Shards};
 use crate::Core;
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, OwnedServerName, ServerName};
+use quick_cache::sync::Cache;
+use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use waxwing_federation::outbound::CATCH_UP_AFTER;
 use waxwing_federation::ports::{Batch, BatchLimits, DestinationState, Outbox, PortError, PortResult};
-use waxwing_model::opaque_id;
-use waxwing_storage::{DestinationRow, Engine, StoreError, Waiting};
+use waxwing_model::LogPosition;
+use waxwing_storage::{DestinationRow, OutgoingRow, ServerSet, StoreError, Waiting};
 
-/// Shards of destinations: enough that several nodes share them evenly, few enough to renew all in one write.
-pub(super) const SHARDS: u64 = 16;
-/// How long a lease lasts without being renewed, milliseconds: what a crashed node delays its destinations by.
-const LEASE: u64 = 15_000;
-/// Rows looked at for one batch. Only a catch-up skips rows, and it goes on with the next batch.
+/// Rows looked at for one batch.
 const SCAN: i64 = 2000;
+/// Events dealt out at once: while they are, nobody else looks at the lanes.
+const DEALT: i64 = 500;
+/// Destinations with rows of their own that are noticed at a start.
+const MAX_DESTINATIONS: i64 = 100_000;
+/// Server sets kept in memory: those of the rooms that are talked in at the same time.
+const SETS: usize = 4096;
 
-/// The queues of this node.
+/// The queues of this node. A handle: clones share everything.
 #[derive(Clone)]
 pub(crate) struct DurableOutbox {
     core: Core,
-    owner: Arc<str>,
-    /// Until when this node holds each shard, milliseconds since the epoch.
-    held: Arc<Mutex<BTreeMap<u64, u64>>>,
+    pub(super) shards: Arc<Shards>,
+    lanes: Arc<Mutex<Lanes>>,
+    sets: Arc<Cache<Arc<str>, ServerSet>>,
+    /// Held by who deals out events: they are dealt in order.
+    dealing: Arc<tokio::sync::Mutex<()>>,
+    /// The cursors of shards as they were saved last.
+    saved: Arc<Mutex<BTreeMap<u64, i64>>>,
 }
 
-fn shard(destination: &ServerName) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    destination.as_str().hash(&mut hasher);
-    hasher.finish() % SHARDS
-}
-
-fn lease_name(shard: u64) -> String {
-    format!("federation-sender-{shard}")
-}
-
-/// A batch that was picked from the queue.
-struct Picked {
+/// What may go into a batch: rows in order, and up to where nothing is left out.
+struct Gathered {
     rows: Vec<Waiting>,
-    upto: i64,
-    skipped: Vec<i64>,
+    bound: i64,
 }
 
 impl DurableOutbox {
     pub(super) fn new(core: Core) -> DurableOutbox {
-        DurableOutbox { core, owner: opaque_id(16).into(), held: Arc::default() }
+        DurableOutbox {
+            shards: Arc::new(Shards::new(core.clone())),
+            core,
+            lanes: Arc::default(),
+            sets: Arc::new(Cache::new(SETS)),
+            dealing: Arc::default(),
+            saved: Arc::default(),
+        }
     }
 
     /// Names this node as the holder of leases.
     pub(super) fn owner(&self) -> Arc<str> {
-        Arc::clone(&self.owner)
+        self.shards.owner()
     }
 
-    fn shared(&self) -> bool {
-        self.core.store.engine() == Engine::Postgres
-    }
-
-    fn owns(&self, destination: &ServerName) -> bool {
-        !self.shared()
-            || self.held.lock().get(&shard(destination)).is_some_and(|until| *until > self.core.now())
+    /// Takes shards and reads what waits for their destinations.
+    pub(super) async fn begin(&self) -> Result<(), StoreError> {
+        self.lanes.lock().start(self.core.store.tail().head().0);
+        self.renew().await?;
+        Ok(())
     }
 
     /// Takes and renews leases. Gives whether shards were gained.
     pub(super) async fn renew(&self) -> Result<bool, StoreError> {
-        if !self.shared() {
-            return Ok(false);
+        let gained = self.shards.renew().await?;
+        let ours = self.shards.ours();
+        self.lanes.lock().retain(|name| ours.contains(&self.shards.of(name)));
+        if !gained.is_empty() {
+            self.take_over(&gained).await?;
         }
-        let (owner, now) = (Arc::clone(&self.owner), self.core.now());
-        let held: BTreeSet<u64> = self
-            .core
-            .store
-            .write("sender leases", Vec::new(), move |tx| {
-                let owner = Arc::clone(&owner);
-                Box::pin(async move {
-                    let mut held = BTreeSet::new();
-                    for shard in 0..SHARDS {
-                        if tx.lease_take(&lease_name(shard), &owner, now, now + LEASE).await?.is_some() {
-                            held.insert(shard);
-                        }
-                    }
-                    Ok::<_, StoreError>(held)
-                })
-            })
-            .await?;
-        let mut mine = self.held.lock();
-        let gained = held.iter().any(|shard| !mine.contains_key(shard));
-        // Ours ends before the database's, whatever the delay of the answer.
-        *mine = held.into_iter().map(|shard| (shard, now + LEASE - 1000)).collect();
-        Ok(gained)
+        Ok(!gained.is_empty())
     }
 
-    /// Lets other nodes have the shards at once.
-    pub(super) async fn give_back(&self) -> Result<(), StoreError> {
-        let shards: Vec<u64> = std::mem::take(&mut *self.held.lock()).into_keys().collect();
-        if shards.is_empty() {
-            return Ok(());
+    /// Reads what the destinations of these shards lack.
+    async fn take_over(&self, gained: &BTreeSet<u64>) -> Result<(), StoreError> {
+        let _one = self.dealing.lock().await;
+        let of_gained = |name: &ServerName| gained.contains(&self.shards.of(name));
+        self.lanes.lock().retain(|name| !of_gained(name));
+        let mut floors = BTreeMap::new();
+        let mut conn = self.core.store.read().await?;
+        for shard in gained {
+            let floor = conn.cursor_load(&shards::cursor_name(*shard)).await?;
+            floors.insert(*shard, floor.map_or(0, |position| position.0));
         }
-        let owner = Arc::clone(&self.owner);
-        self.core
-            .store
-            .write("sender leases", Vec::new(), move |tx| {
-                let (owner, shards) = (Arc::clone(&owner), shards.clone());
-                Box::pin(async move {
-                    for shard in shards {
-                        tx.lease_give_back(&lease_name(shard), &owner).await?;
+        let behind = conn.destinations_behind().await?;
+        let own = conn.destinations_waiting(MAX_DESTINATIONS).await?;
+        drop(conn);
+        let head = {
+            let mut lanes = self.lanes.lock();
+            for row in behind.iter().filter(|row| of_gained(&row.destination)) {
+                lanes.resume(&row.destination, row.delivered_upto);
+            }
+            own.iter().filter(|name| of_gained(name)).for_each(|name| lanes.own_rows(name));
+            lanes.read()
+        };
+        let mut after = floors.values().copied().min().unwrap_or(head);
+        while after < head {
+            let (rows, upto) = self.read_rows(after, head).await?;
+            let mut lanes = self.lanes.lock();
+            for (row, set) in &rows {
+                for name in set.names() {
+                    if floors.get(&self.shards.of(name)).is_some_and(|floor| row.position > *floor) {
+                        lanes.deal(name, row);
                     }
-                    Ok(())
-                })
-            })
-            .await
+                }
+            }
+            after = upto;
+        }
+        Ok(())
     }
 
-    pub(super) async fn waiting(&self, limit: usize) -> Result<Vec<DestinationState>, StoreError> {
-        let rows = self.core.store.read().await?.destinations_waiting(limit as i64).await?;
-        Ok(rows
-            .into_iter()
-            .filter(|row| self.owns(&row.destination))
-            .map(|row| DestinationState {
-                destination: row.destination,
-                failing_since: row.failing_since,
-                retry_at: row.retry_at,
-                interval: row.interval,
-            })
-            .collect())
+    /// Some of the events after `after` with who gets them, and up to where these are all.
+    async fn read_rows(
+        &self,
+        after: i64,
+        head: i64,
+    ) -> Result<(Vec<(Arc<OutgoingRow>, ServerSet)>, i64), StoreError> {
+        let rows = self.core.store.read().await?.outgoing_range(after, head, DEALT).await?;
+        let upto =
+            if (rows.len() as i64) < DEALT { head } else { rows.last().map_or(head, |row| row.position) };
+        Ok((self.with_sets(rows).await?, upto))
+    }
+
+    /// Deals out what was committed since the last call. Gives who got something.
+    pub(super) async fn follow(&self) -> Result<BTreeSet<OwnedServerName>, StoreError> {
+        let _one = self.dealing.lock().await;
+        let head = self.core.store.tail().head().0;
+        let mut woken = BTreeSet::new();
+        loop {
+            let read = self.lanes.lock().read();
+            if read >= head {
+                return Ok(woken);
+            }
+            let (rows, upto) = self.read_rows(read, head).await?;
+            let ours = self.shards.ours();
+            let mut lanes = self.lanes.lock();
+            for (row, set) in &rows {
+                for name in set.names().iter().filter(|name| ours.contains(&self.shards.of(name))) {
+                    lanes.deal(name, row);
+                    woken.insert(name.clone());
+                }
+            }
+            lanes.advance(upto);
+        }
+    }
+
+    /// These destinations got rows of their own, none of them newer than what was dealt out. Gives those of this node.
+    pub(super) fn own_rows(&self, destinations: BTreeSet<OwnedServerName>) -> BTreeSet<OwnedServerName> {
+        let ours = self.shards.ours();
+        let mut lanes = self.lanes.lock();
+        let mine = destinations.into_iter().filter(|name| ours.contains(&self.shards.of(name)));
+        mine.inspect(|name| lanes.own_rows(name)).collect()
+    }
+
+    async fn with_sets(
+        &self,
+        rows: Vec<OutgoingRow>,
+    ) -> Result<Vec<(Arc<OutgoingRow>, ServerSet)>, StoreError> {
+        let unknown: BTreeSet<Arc<str>> = rows
+            .iter()
+            .filter(|row| self.sets.get(&row.servers).is_none())
+            .map(|row| Arc::clone(&row.servers))
+            .collect();
+        let mut found = BTreeMap::new();
+        if !unknown.is_empty() {
+            let unknown: Vec<Arc<str>> = unknown.into_iter().collect();
+            found = self.core.store.read().await?.server_sets(&unknown).await?;
+            for (id, set) in &found {
+                self.sets.insert(Arc::clone(id), set.clone());
+            }
+        }
+        let set_of =
+            |row: &OutgoingRow| found.get(&row.servers).cloned().or_else(|| self.sets.get(&row.servers));
+        let mut with_sets = Vec::with_capacity(rows.len());
+        for row in rows {
+            let set = match set_of(&row) {
+                Some(set) => set,
+                // It was pushed out of memory just now.
+                None => {
+                    let id = [Arc::clone(&row.servers)];
+                    let found = self.core.store.read().await?.server_sets(&id).await?.remove(&row.servers);
+                    let why = "no such server set";
+                    found.ok_or_else(|| StoreError::corrupt("outgoing", row.position.to_string(), why))?
+                }
+            };
+            with_sets.push((Arc::new(row), set));
+        }
+        Ok(with_sets)
     }
 
     async fn next(&self, destination: &ServerName, limits: BatchLimits) -> Result<Option<Batch>, StoreError> {
-        if !self.owns(destination) {
+        if !self.shards.owns(destination) {
             return Ok(None);
         }
-        let mut conn = self.core.store.read().await?;
-        let open = conn.outbox_open_upto(destination).await?;
-        let upto = open.unwrap_or(i64::MAX);
-        let rows = conn.outbox_rows(destination, -1, upto, SCAN).await?;
-        if rows.is_empty() {
-            return Ok(None);
+        loop {
+            let look = self.lanes.lock().look(destination, limits.pdus);
+            let Some(look) = look else { return Ok(None) };
+            let gathered = match self.gather(destination, &look, limits).await {
+                Ok(gathered) => gathered,
+                Err(error) => {
+                    self.lanes.lock().look_again(destination);
+                    return Err(error);
+                }
+            };
+            let (picked, cut) = pick(gathered.rows, limits);
+            let upto = cut.unwrap_or(gathered.bound);
+            if upto < look.upto {
+                self.lanes.lock().look_again(destination);
+            }
+            if !picked.is_empty() {
+                self.lanes.lock().opened(destination, look.own);
+                return self.load(picked, upto).await.map(Some);
+            }
+            self.done(destination, upto).await?;
+            if upto >= look.upto {
+                return Ok(None);
+            }
         }
-        let picked = if let Some(upto) = open {
-            Picked { rows, upto, skipped: Vec::new() }
-        } else {
-            let newest = if limits.catch_up { Some(conn.outbox_newest(destination).await?) } else { None };
-            pick(rows, limits, newest)
-        };
-        drop(conn);
-        if open.is_none() {
-            self.open(destination, picked.upto, picked.skipped).await?;
-        }
-        self.load(picked.rows, picked.upto).await.map(Some)
     }
 
-    /// Remembers what the batch consists of, so that it is the same when it is tried again.
-    async fn open(&self, destination: &ServerName, upto: i64, skipped: Vec<i64>) -> Result<(), StoreError> {
-        let input = Arc::new((destination.to_owned(), skipped));
-        self.core
-            .store
-            .write("open batch", Vec::new(), move |tx| {
-                let input = Arc::clone(&input);
-                Box::pin(async move {
-                    tx.outbox_skip(&input.0, &input.1).await?;
-                    tx.outbox_open(&input.0, upto).await
-                })
-            })
-            .await
+    async fn gather(
+        &self,
+        destination: &ServerName,
+        look: &Look,
+        limits: BatchLimits,
+    ) -> Result<Gathered, StoreError> {
+        let (mut rows, mut bound) = (Vec::new(), look.upto);
+        if look.own {
+            rows = self.core.store.read().await?.outbox_rows(destination, -1, look.upto, SCAN).await?;
+            if rows.len() as i64 == SCAN {
+                bound = rows.last().map_or(bound, |row| row.position);
+            }
+        }
+        let events = match &look.held {
+            Some(held) => {
+                if held.len() > limits.pdus {
+                    bound = bound.min(held.last().map_or(bound, |row| row.position));
+                }
+                held.clone()
+            }
+            None => {
+                let (events, upto) = self.read_again(destination, look, limits.catch_up).await?;
+                bound = bound.min(upto);
+                events
+            }
+        };
+        let own: BTreeSet<OwnedEventId> = rows.iter().filter_map(|row| row.reference.clone()).collect();
+        rows.extend(events.iter().filter(|row| !own.contains(&row.event)).map(|row| Waiting {
+            position: row.position,
+            room: Some(row.room.clone()),
+            reference: Some(row.event.clone()),
+            json: None,
+        }));
+        rows.retain(|row| row.position <= bound);
+        rows.sort_by_key(|row| row.position);
+        Ok(Gathered { rows, bound })
+    }
+
+    /// Events for a destination that is behind, from the database; after a long outage the newest of each room.
+    async fn read_again(
+        &self,
+        destination: &ServerName,
+        look: &Look,
+        catch_up: bool,
+    ) -> Result<(Vec<Arc<OutgoingRow>>, i64), StoreError> {
+        let mut conn = self.core.store.read().await?;
+        let found = if catch_up {
+            conn.outgoing_newest(look.after, look.upto, SCAN).await?
+        } else {
+            conn.outgoing_range(look.after, look.upto, SCAN).await?
+        };
+        drop(conn);
+        let full = found.len() as i64 == SCAN;
+        let bound = if full { found.last().map_or(look.upto, |row| row.position) } else { look.upto };
+        let with_sets = self.with_sets(found).await?;
+        let theirs = with_sets.into_iter().filter(|(_, set)| set.contains(destination));
+        Ok((theirs.map(|(row, _)| row).collect(), bound))
     }
 
     async fn load(&self, rows: Vec<Waiting>, upto: i64) -> Result<Batch, StoreError> {
         let ids: Vec<_> = rows.iter().filter_map(|row| row.reference.clone()).collect();
         let events = self.core.store.events(&ids).await?;
-        let (mut pdus, mut edus) = (Vec::new(), Vec::new());
+        let (mut pdus, mut edus, mut name) = (Vec::new(), Vec::new(), Sha256::new());
         for row in rows {
-            if let Some(stored) = row.reference.and_then(|id| events.get(&id)) {
+            if let Some(stored) = row.reference.as_ref().and_then(|id| events.get(id)) {
+                name.update(stored.event.event_id.as_bytes());
                 pdus.push(Arc::clone(&stored.event.json));
             } else if let Some(json) = row.json.and_then(|json| RawValue::from_string(json).ok()) {
+                name.update(row.position.to_be_bytes());
                 edus.push(Arc::from(json));
             }
         }
-        Ok(Batch { txn_id: upto.to_string().into(), pdus, edus, upto })
+        Ok(Batch { txn_id: URL_SAFE_NO_PAD.encode(name.finalize()).into(), pdus, edus, upto })
     }
 
-    async fn write_destination<F>(&self, name: &'static str, change: F) -> Result<(), StoreError>
-    where
-        F: for<'t> Fn(
-                &'t mut waxwing_storage::Tx,
-            ) -> futures_util::future::BoxFuture<'t, Result<(), StoreError>>
-            + Send
-            + Sync
-            + 'static,
-    {
-        self.core.store.write(name, Vec::new(), change).await
+    /// The destination has everything up to `upto`.
+    async fn done(&self, destination: &ServerName, upto: i64) -> Result<(), StoreError> {
+        let delivered = self.lanes.lock().delivered(destination, upto);
+        if !delivered.own && !delivered.kept {
+            return Ok(());
+        }
+        let input = Arc::new((destination.to_owned(), delivered));
+        let written = self
+            .core
+            .store
+            .write("batch done", Vec::new(), move |tx| {
+                let input = Arc::clone(&input);
+                Box::pin(async move {
+                    let (destination, delivered) = &*input;
+                    if delivered.own {
+                        tx.outbox_done(destination, upto).await?;
+                    }
+                    if delivered.kept {
+                        tx.destination_advanced(destination, upto, delivered.caught_up).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await;
+        if written.is_err() {
+            self.lanes.lock().look_again(destination);
+        }
+        written
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Vec<DestinationState>, StoreError> {
+        let mut conn = self.core.store.read().await?;
+        let own = conn.destinations_waiting(MAX_DESTINATIONS).await?;
+        let behind = conn.destinations_behind().await?;
+        drop(conn);
+        // Rows that are newer than what was dealt out are looked for again when that is.
+        self.own_rows(own.into_iter().collect());
+        let behind: BTreeMap<OwnedServerName, DestinationRow> =
+            behind.into_iter().map(|row| (row.destination.clone(), row)).collect();
+        let waiting = self.lanes.lock().waiting();
+        let state = |destination: OwnedServerName| {
+            let row = behind.get(&destination);
+            DestinationState {
+                failing_since: row.and_then(|row| row.failing_since),
+                retry_at: row.and_then(|row| row.retry_at),
+                interval: row.and_then(|row| row.interval),
+                destination,
+            }
+        };
+        let mut states: Vec<DestinationState> = waiting.into_iter().map(state).collect();
+        states.sort_by_key(|state| state.retry_at);
+        states.truncate(limit);
+        Ok(states)
+    }
+
+    /// Keeps how far the shards of this node have come. A crash repeats what was sent since.
+    pub(super) async fn save_cursors(&self) -> Result<(), StoreError> {
+        let mut cursors = BTreeMap::new();
+        {
+            let (lanes, saved) = (self.lanes.lock(), self.saved.lock());
+            for shard in self.shards.ours() {
+                let floor = lanes.floor(|name| self.shards.of(name) == shard);
+                if saved.get(&shard) != Some(&floor) {
+                    cursors.insert(shard, floor);
+                }
+            }
+        }
+        if cursors.is_empty() {
+            return Ok(());
+        }
+        self.shards.save(cursors.clone()).await?;
+        self.saved.lock().extend(cursors);
+        Ok(())
+    }
+
+    async fn failed(&self, state: &DestinationState) -> Result<(), StoreError> {
+        let delivered_upto = self.lanes.lock().failed(&state.destination);
+        let row = DestinationRow {
+            destination: state.destination.clone(),
+            failing_since: state.failing_since,
+            retry_at: state.retry_at,
+            interval: state.interval,
+            delivered_upto,
+        };
+        let written = self.core.store.write("destination failed", Vec::new(), move |tx| {
+            let row = row.clone();
+            Box::pin(async move { tx.destination_failed(&row).await })
+        });
+        written.await?;
+        self.lanes.lock().remembered(&state.destination);
+        Ok(())
+    }
+
+    async fn recovered(&self, destination: &ServerName) -> Result<(), StoreError> {
+        let destination: OwnedServerName = destination.to_owned();
+        self.core
+            .store
+            .write("destination recovered", Vec::new(), move |tx| {
+                let destination = destination.clone();
+                Box::pin(async move { tx.destination_recovered(&destination).await })
+            })
+            .await
     }
 }
 
-/// Takes rows from the front of a queue as far as the limits go. `newest`: after a long outage, the position of each
-/// room's newest PDU; older ones are skipped.
-fn pick(rows: Vec<Waiting>, limits: BatchLimits, newest: Option<Vec<(OwnedRoomId, i64)>>) -> Picked {
-    let newest: Option<BTreeMap<OwnedRoomId, i64>> = newest.map(|list| list.into_iter().collect());
-    let mut picked = Picked { rows: Vec::new(), upto: 0, skipped: Vec::new() };
-    let (mut pdus, mut edus) = (0, 0);
-    for row in rows {
-        if row.reference.is_some() {
-            let old = newest.as_ref().zip(row.room.as_ref()).is_some_and(|(newest, room)| {
-                newest.get(room).is_some_and(|position| *position > row.position)
-            });
-            if old {
-                picked.upto = row.position;
-                picked.skipped.push(row.position);
-                continue;
-            }
-            if pdus == limits.pdus {
-                break;
-            }
-            pdus += 1;
-        } else {
-            if edus == limits.edus {
-                break;
-            }
-            edus += 1;
-        }
-        picked.upto = row.position;
-        picked.rows.push(row);
+/// Forgets events that every destination has, and those that only destinations lack that will get a newer one.
+pub(crate) async fn prune(core: &Core) -> Result<u64, StoreError> {
+    let mut conn = core.store.read().await?;
+    let mut cursor = i64::MAX;
+    for shard in 0..shards::count(core) {
+        let saved = conn.cursor_load(&shards::cursor_name(shard)).await?;
+        cursor = cursor.min(saved.map_or(0, |position| position.0));
     }
-    picked
+    let lowest = |found: Option<i64>| LogPosition(found.map_or(cursor, |found| found.min(cursor)));
+    let delivered = lowest(conn.destinations_lowest(0).await?);
+    let recent = lowest(conn.destinations_lowest(core.now().saturating_sub(CATCH_UP_AFTER)).await?);
+    drop(conn);
+    core.store
+        .write("prune outgoing", Vec::new(), move |tx| {
+            Box::pin(async move { tx.outgoing_prune(delivered, recent).await })
+        })
+        .await
+}
+
+/// Takes rows from the front of a queue as far as the limits go. Gives the position of the last row that was taken,
+/// unless all were.
+fn pick(mut rows: Vec<Waiting>, limits: BatchLimits) -> (Vec<Waiting>, Option<i64>) {
+    let (mut pdus, mut edus) = (0, 0);
+    let full = rows.iter().position(|row| {
+        let (count, most) =
+            if row.reference.is_some() { (&mut pdus, limits.pdus) } else { (&mut edus, limits.edus) };
+        *count += 1;
+        *count > most
+    });
+    let Some(full) = full else { return (rows, None) };
+    rows.truncate(full);
+    let cut = rows.last().map(|row| row.position);
+    (rows, cut)
 }
 
 #[async_trait]
@@ -238,38 +456,15 @@ impl Outbox for DurableOutbox {
     }
 
     async fn batch_done(&self, destination: &ServerName, upto: i64) -> PortResult<()> {
-        let destination = destination.to_owned();
-        self.write_destination("batch done", move |tx| {
-            let destination = destination.clone();
-            Box::pin(async move { tx.outbox_done(&destination, upto).await })
-        })
-        .await
-        .map_err(PortError::new)
+        self.done(destination, upto).await.map_err(PortError::new)
     }
 
     async fn destination_failed(&self, state: &DestinationState) -> PortResult<()> {
-        let row = DestinationRow {
-            destination: state.destination.clone(),
-            failing_since: state.failing_since,
-            retry_at: state.retry_at,
-            interval: state.interval,
-        };
-        self.write_destination("destination failed", move |tx| {
-            let row = row.clone();
-            Box::pin(async move { tx.destination_failed(&row).await })
-        })
-        .await
-        .map_err(PortError::new)
+        self.failed(state).await.map_err(PortError::new)
     }
 
     async fn destination_recovered(&self, destination: &ServerName) -> PortResult<()> {
-        let destination: OwnedServerName = destination.to_owned();
-        self.write_destination("destination recovered", move |tx| {
-            let destination = destination.clone();
-            Box::pin(async move { tx.destination_recovered(&destination).await })
-        })
-        .await
-        .map_err(PortError::new)
+        self.recovered(destination).await.map_err(PortError::new)
     }
 }
 
@@ -278,13 +473,9 @@ mod tests {
     use super::*;
     use ruma::{event_id, room_id};
 
-    fn pdu(position: i64, room: &ruma::RoomId) -> Waiting {
-        Waiting {
-            position,
-            room: Some(room.to_owned()),
-            reference: Some(event_id!("$e").to_owned()),
-            json: None,
-        }
+    fn pdu(position: i64) -> Waiting {
+        let (room, event) = (room_id!("!a:x").to_owned(), event_id!("$e").to_owned());
+        Waiting { position, room: Some(room), reference: Some(event), json: None }
     }
 
     fn edu(position: i64) -> Waiting {
@@ -293,20 +484,10 @@ mod tests {
 
     #[test]
     fn a_batch_ends_at_the_first_row_beyond_its_limits() {
-        let room = room_id!("!a:x");
         let limits = BatchLimits { pdus: 2, edus: 1, catch_up: false };
-        let picked = pick(vec![pdu(1, room), edu(2), pdu(3, room), edu(4), pdu(5, room)], limits, None);
-        assert_eq!((picked.rows.len(), picked.upto, picked.skipped.len()), (3, 3, 0));
-    }
-
-    #[test]
-    fn after_an_outage_only_the_newest_of_each_room_goes() {
-        let (a, b) = (room_id!("!a:x"), room_id!("!b:x"));
-        let limits = BatchLimits { pdus: 50, edus: 50, catch_up: true };
-        let rows = vec![pdu(1, a), edu(2), pdu(3, b), pdu(4, a)];
-        let newest = vec![(a.to_owned(), 4), (b.to_owned(), 3)];
-        let picked = pick(rows, limits, Some(newest));
-        assert_eq!(picked.rows.iter().map(|row| row.position).collect::<Vec<_>>(), [2, 3, 4]);
-        assert_eq!((picked.upto, picked.skipped), (4, vec![1]));
+        let (rows, cut) = pick(vec![pdu(1), edu(2), pdu(3), edu(4), pdu(5)], limits);
+        assert_eq!((rows.len(), cut), (3, Some(3)));
+        let (rows, cut) = pick(vec![pdu(1), edu(2), pdu(3)], limits);
+        assert_eq!((rows.len(), cut), (3, None));
     }
 }

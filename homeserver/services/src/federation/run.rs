@@ -1,19 +1,29 @@
 use super::Federation;
+use ruma::OwnedServerName;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use waxwing_model::LogPosition;
+use waxwing_storage::StoreError;
 
 /// How often this node asks for rows that other nodes queued for its destinations.
 const FOREIGN_POLL: Duration = Duration::from_millis(500);
 /// How often leases are renewed.
 const RENEW: Duration = Duration::from_secs(4);
-/// Destinations woken at once when leases are gained; the sender's own poll finds the rest.
-const MAX_GAINED: usize = 1000;
+/// How often it is kept how far destinations have come: what was sent since is sent again after a crash.
+const SAVE: Duration = Duration::from_secs(2);
+/// After the database did not answer.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Federation {
     /// Sends what waits in the queues until `stop` is cancelled, then lets transactions in flight finish.
     pub async fn run(&self, stop: CancellationToken) {
-        if let Err(error) = self.outgoing.outbox.renew().await {
-            tracing::warn!(%error, "the leases of the federation sender could not be taken");
+        let outbox = &self.outgoing.outbox;
+        while let Err(error) = outbox.begin().await {
+            tracing::warn!(%error, "the federation sender could not begin");
+            if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
+            }
         }
         let helpers = stop.child_token();
         let own = tokio::spawn({
@@ -32,13 +42,19 @@ impl Federation {
             let (inbound, stop) = (self.inbound.clone(), helpers.clone());
             async move { stop.run_until_cancelled(inbound.run_staged()).await }
         });
+        let saving = tokio::spawn({
+            let (this, stop) = (self.clone(), helpers.clone());
+            async move { stop.run_until_cancelled(this.save_cursors()).await }
+        });
         self.outgoing.sender.run(stop.cancelled()).await;
         helpers.cancel();
-        let _ = own.await;
-        let _ = foreign.await;
-        let _ = members.await;
-        let _ = staged.await;
-        if let Err(error) = self.outgoing.outbox.give_back().await {
+        for helper in [own, foreign, saving, members, staged] {
+            let _ = helper.await;
+        }
+        if let Err(error) = outbox.save_cursors().await {
+            tracing::warn!(%error, "the cursors of the federation sender could not be kept");
+        }
+        if let Err(error) = outbox.shards.give_back().await {
             tracing::warn!(%error, "the leases of the federation sender could not be given back");
         }
     }
@@ -46,26 +62,41 @@ impl Federation {
     /// Wakes the sender for rows that this node commits, at once.
     async fn follow_own(&self) {
         loop {
-            for destination in self.core.store.outbox_changed().await {
-                self.outgoing.sender.wake(&destination);
+            let own = self.core.store.outbox_changed().await;
+            self.deal(own).await;
+        }
+    }
+
+    /// Deals out what was committed, `own` having rows of their own, and wakes the sender for it.
+    async fn deal(&self, own: BTreeSet<OwnedServerName>) {
+        let outbox = &self.outgoing.outbox;
+        let mut woken = loop {
+            match outbox.follow().await {
+                Ok(woken) => break woken,
+                Err(error) => tracing::warn!(%error, "the outbox could not be followed"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        woken.extend(outbox.own_rows(own));
+        for destination in woken {
+            self.outgoing.sender.wake(&destination);
+        }
+    }
+
+    async fn save_cursors(&self) {
+        loop {
+            tokio::time::sleep(SAVE).await;
+            if let Err(error) = self.outgoing.outbox.save_cursors().await {
+                tracing::warn!(%error, "the cursors of the federation sender could not be kept");
             }
         }
     }
 
     /// Renews leases; what waits for destinations that became ours is sent at once.
     async fn renew(&self) {
-        let outbox = &self.outgoing.outbox;
-        let waiting = match outbox.renew().await {
-            Ok(true) => outbox.waiting(MAX_GAINED).await,
-            Ok(false) => return,
-            Err(error) => Err(error),
-        };
-        match waiting {
-            Ok(waiting) => {
-                for state in waiting {
-                    self.outgoing.sender.wake(&state.destination);
-                }
-            }
+        match self.outgoing.outbox.renew().await {
+            Ok(true) => self.outgoing.sender.look_again().await,
+            Ok(false) => {}
             Err(error) => tracing::warn!(%error, "the leases of the federation sender could not be renewed"),
         }
     }
@@ -87,19 +118,22 @@ impl Federation {
             if head == seen {
                 continue;
             }
-            let found = match self.core.store.read().await {
-                Ok(mut conn) => conn.outbox_destinations(seen, head).await,
-                Err(error) => Err(error),
-            };
-            match found {
+            match self.own_rows_between(seen, head).await {
                 Ok(destinations) => {
                     seen = head;
-                    for destination in destinations {
-                        self.outgoing.sender.wake(&destination);
-                    }
+                    self.deal(destinations).await;
                 }
                 Err(error) => tracing::warn!(%error, "the outbox could not be followed"),
             }
         }
+    }
+
+    async fn own_rows_between(
+        &self,
+        seen: LogPosition,
+        head: LogPosition,
+    ) -> Result<BTreeSet<OwnedServerName>, StoreError> {
+        let found = self.core.store.read().await?.outbox_destinations(seen, head).await?;
+        Ok(found.into_iter().collect())
     }
 }

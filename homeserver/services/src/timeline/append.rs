@@ -234,10 +234,18 @@ pub(super) async fn append_at(
     tx.room_put(row).await?;
     let servers = effects::destinations(core, tx, &event, before).await?;
     effects::apply(core, tx, &version, root, &event).await?;
-    let servers = effects::and_after(core, tx, &event, servers).await?;
-    if let Some(slot) = slot {
-        for server in servers {
-            tx.outbox_put(server, slot, Some(event.room_id.clone()), Some(event.event_id.clone()), None);
+    if let (Some(slot), Some(servers)) = (slot, servers) {
+        let concerned = effects::destination_of_member(core, &event);
+        let others = match &concerned {
+            Some(server) if servers.contains(server) => servers.without(server),
+            _ => servers,
+        };
+        let (room, id) = (event.room_id.clone(), event.event_id.clone());
+        if let Some(server) = concerned {
+            tx.outbox_put(server, slot, Some(room.clone()), Some(id.clone()), None);
+        }
+        if !others.names().is_empty() {
+            tx.outgoing_put(slot, room, id, others);
         }
     }
     Ok(())

@@ -7,13 +7,12 @@ use crate::{Core, keys};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde::Deserialize;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
 use waxwing_rooms::client_json::sticky_duration;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::{PowerLevels, parse, redact};
-use waxwing_storage::{Fact, MemberRow, NewRow, RoomRow, StoredEvent, Tx};
+use waxwing_storage::{Fact, MemberRow, NewRow, RoomRow, ServerSet, StoredEvent, Tx};
 
 /// The row that announces an event: `user` is whose membership it changes.
 pub(crate) fn log_row(event: &Event) -> NewRow {
@@ -221,30 +220,17 @@ pub(crate) async fn destinations(
     tx: &mut Tx,
     event: &Event,
     before: NodeId,
-) -> Result<BTreeSet<OwnedServerName>, TimelineError> {
+) -> Result<Option<ServerSet>, TimelineError> {
     if !core.settings.federation {
-        return Ok(BTreeSet::new());
+        return Ok(None);
     }
-    let servers = tx.servers_in_state(&event.room_id, before).await?;
-    Ok(servers.iter().filter(|server| **server != core.server_name).cloned().collect())
+    Ok(Some(tx.servers_in_state(&event.room_id, before, &core.server_name).await?))
 }
 
-/// And those that it brings in or puts out: the server of the user whose membership changes, except when the change
-/// has another way to it (an invitation).
-pub(crate) async fn and_after(
-    core: &Core,
-    _tx: &mut Tx,
-    event: &Event,
-    mut servers: BTreeSet<OwnedServerName>,
-) -> Result<BTreeSet<OwnedServerName>, TimelineError> {
-    if !core.settings.federation {
-        return Ok(servers);
-    }
-    if let Some(row) = member_row(event)
-        && !core.is_local(&row.user_id)
-        && row.membership != "invite"
-    {
-        servers.insert(row.user_id.server_name().to_owned());
-    }
-    Ok(servers)
+/// And the one that it brings in or puts out: the server of the user whose membership changes, except when the change
+/// has another way to it (an invitation). It gets a row of its own, for it may not be in the room by the time it is back.
+pub(crate) fn destination_of_member(core: &Core, event: &Event) -> Option<OwnedServerName> {
+    let row = member_row(event)?;
+    let tell = core.settings.federation && !core.is_local(&row.user_id) && row.membership != "invite";
+    tell.then(|| row.user_id.server_name().to_owned())
 }
