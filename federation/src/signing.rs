@@ -7,7 +7,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use ruma::signatures::{Ed25519KeyPair, KeyPair as _, verify_canonical_json_bytes};
+use ruma::signatures::verify_canonical_json_bytes;
 use ruma::{OwnedServerName, OwnedServerSigningKeyId, ServerName, SigningKeyAlgorithm};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -36,11 +36,8 @@ const MAX_CREDENTIALS: usize = 4;
 pub struct Identity {
     /// Our server name.
     pub server: OwnedServerName,
-    /// Our signing key.
+    /// Our signing key. It may be replaced at any time.
     pub key: Arc<KeyPair>,
-    /// The same key in the form that signs bytes. A signed body is not always canonical JSON (a client's to-device
-    /// message may hold a float), and one that could not be signed would block its destination for ever.
-    signer: Arc<Ed25519KeyPair>,
 }
 
 /// The signing key cannot be used.
@@ -51,9 +48,12 @@ pub struct BadKey;
 impl Identity {
     /// We are `server` and sign with `key`.
     pub fn new(server: OwnedServerName, key: Arc<KeyPair>) -> Result<Identity, BadKey> {
-        let version = key.id().key_name().as_str().to_owned();
-        let signer = Ed25519KeyPair::from_der(&key.to_der(), version).map_err(|_| BadKey)?;
-        Ok(Identity { server, key, signer: Arc::new(signer) })
+        // What is signed with it must be what others verify with it.
+        let signature = key.sign_bytes(b"");
+        if !verifies(key.public_key().as_bytes(), &signature, b"") {
+            return Err(BadKey);
+        }
+        Ok(Identity { server, key })
     }
 }
 
@@ -128,8 +128,11 @@ pub fn authorization(
 ) -> Result<String, serde_json::Error> {
     let object =
         signed_object(&identity.server, destination, method, path_and_query, body.unwrap_or_default())?;
-    let (server, key) = (&identity.server, identity.key.id());
-    let signature = BASE64.encode(identity.signer.sign(object.as_bytes()).as_bytes());
+    // A signed body is not always canonical JSON (a client's to-device message may hold a float), and one that could
+    // not be signed would block its destination for ever.
+    let pair = identity.key.fixed();
+    let signature = BASE64.encode(pair.sign_bytes(object.as_bytes()));
+    let (server, key) = (&identity.server, pair.id());
     Ok(format!(r#"X-Matrix origin="{server}",destination="{destination}",key="{key}",sig="{signature}""#))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::{self, Config, Sources};
 use crate::media::{self, MediaCommand};
-use crate::{audit, logs, node, purge, user};
+use crate::{audit, logs, node, purge, signing_key, user};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ruma::{OwnedEventId, OwnedRoomId};
@@ -72,12 +72,23 @@ enum Command {
         /// Show this one
         id: Option<String>,
     },
+    /// Manage the key with which the server signs
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Look through the whole database for plaintext messages; fails if there are any
     Audit {
         /// Show what is stored of one event
         #[arg(long, value_name = "ID")]
         show_event: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Make a new key and retire the one in use; works while the server runs, and while it does not
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]
@@ -234,6 +245,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Media { command } => {
             runtime.block_on(media::run(&config, command))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Key { command: KeyCommand::Rotate } => {
+            runtime.block_on(signing_key::rotate(&config))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Room { command: RoomCommand::Purge { room, block, force } } => {

@@ -1,11 +1,14 @@
 //! The server's signing key.
 //! <https://spec.matrix.org/v1.19/server-server-api/#publishing-keys>
 
+use crate::config::Config;
 use crate::data_dir::write_secret;
-use anyhow::Context;
+use crate::wiring;
+use anyhow::{Context, ensure};
 use std::io::ErrorKind;
 use std::path::Path;
 use waxwing_rooms::KeyPair;
+use waxwing_services::signing_keys;
 
 /// The signing key of the server, made on the first start. The only place that knows where it is kept.
 ///
@@ -24,6 +27,24 @@ pub fn load_or_make(data_dir: &Path) -> anyhow::Result<KeyPair> {
     };
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     KeyPair::from_line(line).with_context(|| format!("{} is not a signing key", path.display()))
+}
+
+/// Puts another key in the place of the one that is kept.
+pub fn keep(data_dir: &Path, key: &KeyPair) -> anyhow::Result<()> {
+    write_secret(&data_dir.join("signing.key"), &format!("{}\n", key.to_line()))
+}
+
+/// `waxwing key rotate`: retires the key in use and makes a new one, which running servers use from then on.
+pub async fn rotate(config: &Config) -> anyhow::Result<()> {
+    let path = config.data_dir.join("signing.key");
+    ensure!(path.exists(), "there is no {}: rotate the key where the server keeps it", path.display());
+    let core = wiring::core(config, load_or_make(&config.data_dir)?).await?;
+    let old = core.key.id();
+    let new = signing_keys::rotate(&core).await.context("cannot rotate the key")?;
+    // Had we ended before, the next start would have read it from the database.
+    keep(&config.data_dir, &new)?;
+    println!("{} signs from now on; {old} is published as an old key", new.id());
+    Ok(())
 }
 
 #[cfg(test)]

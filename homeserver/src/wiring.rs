@@ -2,11 +2,13 @@
 
 use crate::config::{Badge, Config, Plaintext, Rate, Registration, RoomListPublication};
 use crate::people;
+use crate::signing_key;
 use anyhow::Context;
 use axum::Router;
 use ruma::ServerName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -42,6 +44,7 @@ use waxwing_services::rendezvous::Rendezvous;
 use waxwing_services::reports::Reports;
 use waxwing_services::rooms_read::{RemoteHistory, RoomReader};
 use waxwing_services::search::Search;
+use waxwing_services::signing_keys;
 use waxwing_services::sync::{Sync, Unread};
 use waxwing_services::third_party::ThirdParty;
 use waxwing_services::thread_subscriptions::ThreadSubscriptions;
@@ -73,6 +76,11 @@ pub async fn core(config: &Config, key: KeyPair) -> anyhow::Result<Core> {
     let store = Store::open(config.database_url().expose())
         .await
         .with_context(|| format!("cannot open the database {}", config.database_shown()))?;
+    let before = key.id();
+    let key = signing_keys::newest(&store, key).await.context("cannot tell which signing key is in use")?;
+    if key.id() != before {
+        signing_key::keep(&config.data_dir, &key)?;
+    }
     Ok(Core {
         server_name: config.server_name.clone(),
         clock: Clock::System,
@@ -150,6 +158,24 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
     }
     let outgoing = Outgoing::new(core, settings).map_err(|error| anyhow::anyhow!(error));
     outgoing.context("cannot set up federation").map(Some)
+}
+
+/// Follows rotations of the signing key, those of other nodes and of the command line.
+async fn follow_key(
+    core: Core,
+    outgoing: Option<Outgoing>,
+    data_dir: PathBuf,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    if let Some(outgoing) = &outgoing {
+        outgoing.ring.own().set_old(signing_keys::retired(&core.store).await?);
+    }
+    let keep = move |key: &KeyPair| {
+        if let Err(error) = signing_key::keep(&data_dir, key) {
+            tracing::error!(%error, "the new signing key could not be kept; the next start reads it again");
+        }
+    };
+    Ok(tokio::spawn(signing_keys::follow(core, outgoing, keep, stop)))
 }
 
 /// Certificate authorities of the configuration, DER.
@@ -338,6 +364,7 @@ impl App {
         let core = core(config, key).await?;
         let (accounts, first_token) = accounts_at_start(config, &core, &stop).await?;
         let outgoing = outgoing(config, &core)?;
+        let key = follow_key(core.clone(), outgoing.clone(), config.data_dir.clone(), stop.clone()).await?;
         let queries = queries(config, accounts.appservices())?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()))
             .with_appservices(queries.clone());
@@ -397,7 +424,8 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, purges, push, federation);
+        let mut tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, purges, push, federation);
+        tasks.push(key);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

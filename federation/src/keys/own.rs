@@ -1,6 +1,8 @@
 use base64::Engine;
+use parking_lot::RwLock;
 use ruma::{CanonicalJsonObject, OwnedServerSigningKeyId, ServerName};
 use serde_json::value::RawValue;
+use waxwing_rooms::KeyPair;
 
 use super::document::ServerKeys;
 use crate::canonical::{canonical_object, to_raw};
@@ -23,16 +25,21 @@ pub struct OldKey {
 }
 
 /// Our own keys.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct OwnKeys {
     identity: Identity,
-    old: Vec<OldKey>,
+    old: RwLock<Vec<OldKey>>,
 }
 
 impl OwnKeys {
     /// We sign as `identity`, and used to sign with `old`.
     pub fn new(identity: Identity, old: Vec<OldKey>) -> OwnKeys {
-        OwnKeys { identity, old }
+        OwnKeys { identity, old: RwLock::new(old) }
+    }
+
+    /// We used to sign with `old`.
+    pub fn set_old(&self, old: Vec<OldKey>) {
+        *self.old.write() = old;
     }
 
     /// Our name.
@@ -42,11 +49,13 @@ impl OwnKeys {
 
     /// Our key document as of `now`, signed: the answer to `GET /_matrix/key/v2/server`.
     pub fn document(&self, now: u64) -> Result<Box<RawValue>, serde_json::Error> {
-        let verify =
-            serde_json::json!({ self.identity.key.id().as_str(): { "key": self.identity.key.public_key() } });
+        let key = self.identity.key.fixed();
+        let verify = serde_json::json!({ key.id().as_str(): { "key": key.public_key() } });
         let old: serde_json::Map<String, serde_json::Value> = self
             .old
+            .read()
             .iter()
+            .filter(|old| old.key_id != key.id())
             .map(|old| {
                 let value =
                     serde_json::json!({ "key": BASE64.encode(old.key), "expired_ts": old.expired_ts });
@@ -60,33 +69,37 @@ impl OwnKeys {
             "valid_until_ts": now.saturating_add(VALIDITY),
         });
         let mut object: CanonicalJsonObject = serde_json::from_value(document)?;
-        self.sign(&mut object)?;
+        sign(&key, &self.identity.server, &mut object)?;
         to_raw(&object)
     }
 
     /// Adds our signature to another server's document: what a notary does.
     pub fn countersign(&self, document: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
         let mut object = canonical_object(document)?;
-        self.sign(&mut object)?;
+        sign(&self.identity.key, &self.identity.server, &mut object)?;
         to_raw(&object)
     }
 
     /// The same in the form in which other servers' keys are kept. Our current key counts always.
     pub(super) fn server_keys(&self) -> ServerKeys {
-        let mut keys = vec![StoredKey {
-            key_id: self.identity.key.id().clone(),
-            key: self.identity.key.public_key().into_inner(),
-            valid_until: u64::MAX,
-        }];
-        keys.extend(self.old.iter().map(|old| StoredKey {
+        let key = self.identity.key.fixed();
+        let old = self.old.read();
+        let old = old.iter().filter(|old| old.key_id != key.id());
+        let mut keys =
+            vec![StoredKey { key_id: key.id(), key: key.public_key().into_inner(), valid_until: u64::MAX }];
+        keys.extend(old.map(|old| StoredKey {
             key_id: old.key_id.clone(),
             key: old.key.to_vec(),
             valid_until: old.expired_ts,
         }));
         ServerKeys::from_record(ServerKeyRecord { keys, ..ServerKeyRecord::default() })
     }
+}
 
-    fn sign(&self, object: &mut CanonicalJsonObject) -> Result<(), serde_json::Error> {
-        self.identity.key.sign_json(&self.identity.server, object).map_err(serde::ser::Error::custom)
-    }
+fn sign(
+    key: &KeyPair,
+    server: &ServerName,
+    object: &mut CanonicalJsonObject,
+) -> Result<(), serde_json::Error> {
+    key.sign_json(server, object).map_err(serde::ser::Error::custom)
 }

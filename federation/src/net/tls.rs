@@ -1,6 +1,11 @@
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use std::sync::Arc;
+
+/// Servers whose sessions are remembered: a handshake that resumes one costs neither side a signature. As many as the
+/// largest rooms have servers.
+const SESSIONS: usize = 8192;
 
 /// TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,7 @@ pub fn client_config(extra_roots: &[CertificateDer<'static>]) -> Result<Arc<Clie
         .map_err(TlsError::Setup)?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

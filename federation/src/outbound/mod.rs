@@ -2,6 +2,7 @@
 
 mod queue;
 mod sender;
+mod slots;
 mod volatile;
 
 pub use queue::{CATCH_UP_AFTER, Next, Queue};

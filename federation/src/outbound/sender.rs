@@ -1,4 +1,5 @@
 use futures_util::FutureExt;
+use moka::sync::Cache;
 use parking_lot::Mutex;
 use rand::RngExt;
 use ruma::{OwnedServerName, ServerName};
@@ -10,9 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use waxwing_model::{Clock, opaque_id};
 
 use super::queue::{Next, Queue};
+use super::slots::{SLOW_AFTER, Slots};
 use super::volatile::{VolatileEdu, VolatileQueue};
 use crate::client::{Client, ClientError};
 use crate::ports::{Batch, BatchLimits, Outbox, PortResult};
@@ -32,11 +35,15 @@ const TURN: usize = 20;
 const KEEP_BODY_WAIT: u64 = 60 * 1000;
 /// Destinations asked for at once when the database is polled.
 const POLL_LIMIT: usize = 1000;
+/// Slow destinations that are remembered.
+const MAX_SLOW: u64 = 10_000;
+/// And for how long: they may have had a bad day.
+const SLOW_FOR: Duration = Duration::from_hours(1);
 
 /// How many transactions fly and how often the database is asked without being told.
 #[derive(Clone, Copy, Debug)]
 pub struct SenderLimits {
-    /// Destinations served at the same time.
+    /// Destinations served at the same time, those that are slow or dead not counted: they have places beside.
     pub parallel: usize,
     /// A wake may be lost (another node wrote the row): the database is asked this often.
     pub poll: Duration,
@@ -53,8 +60,8 @@ struct Destination {
     queue: Queue,
     volatile: VolatileQueue,
     open: Option<Prepared>,
-    /// When it stands in the schedule.
-    scheduled: Option<u64>,
+    /// When it stands in which schedule.
+    scheduled: Option<(u64, bool)>,
     heard: bool,
 }
 
@@ -71,7 +78,16 @@ struct Prepared {
 #[derive(Default)]
 struct State {
     destinations: BTreeMap<OwnedServerName, Destination>,
-    schedule: BTreeSet<(u64, OwnedServerName)>,
+    /// Who is due when: those that answer promptly, as far as is known.
+    prompt: BTreeSet<(u64, OwnedServerName)>,
+    /// And those that failed or were slow the last time.
+    suspect: BTreeSet<(u64, OwnedServerName)>,
+}
+
+impl State {
+    fn schedule(&mut self, suspect: bool) -> &mut BTreeSet<(u64, OwnedServerName)> {
+        if suspect { &mut self.suspect } else { &mut self.prompt }
+    }
 }
 
 /// Sends what waits in the outbox: one transaction in flight for each destination, many destinations in parallel.
@@ -87,6 +103,9 @@ struct Inner {
     clock: Clock,
     limits: SenderLimits,
     state: Mutex<State>,
+    slots: Mutex<Slots>,
+    /// Destinations that took long the last time.
+    slow: Cache<OwnedServerName, ()>,
     changed: Notify,
 }
 
@@ -115,7 +134,9 @@ impl Sender {
     /// Sends nothing before [`Sender::run`].
     pub fn new(client: Client, outbox: Arc<dyn Outbox>, clock: Clock, limits: SenderLimits) -> Sender {
         let (state, changed) = (Mutex::default(), Notify::new());
-        Sender { inner: Arc::new(Inner { client, outbox, clock, limits, state, changed }) }
+        let slots = Mutex::new(Slots::new(limits.parallel));
+        let slow = Cache::builder().max_capacity(MAX_SLOW).time_to_live(SLOW_FOR).build();
+        Sender { inner: Arc::new(Inner { client, outbox, clock, limits, state, slots, slow, changed }) }
     }
 
     /// There are new rows for a destination.
@@ -160,15 +181,15 @@ impl Sender {
     pub async fn run(&self, stop: impl Future<Output = ()> + Send) {
         let mut stop = std::pin::pin!(stop.fuse());
         let mut flying = JoinSet::new();
-        let mut next_poll = tokio::time::Instant::now();
+        let mut next_poll = Instant::now();
         loop {
-            if tokio::time::Instant::now() >= next_poll {
+            if Instant::now() >= next_poll {
                 self.inner.poll_outbox().await;
-                next_poll = tokio::time::Instant::now() + self.inner.limits.poll;
+                next_poll = Instant::now() + self.inner.limits.poll;
             }
             let wait = self.start_ready(&mut flying);
             metrics::gauge!("waxwing_federation_transactions_in_flight").set(flying.len() as f64);
-            let wake_at = wait.map_or(next_poll, |wait| next_poll.min(tokio::time::Instant::now() + wait));
+            let wake_at = wait.map_or(next_poll, |wait| next_poll.min(Instant::now() + wait));
             tokio::select! {
                 () = &mut stop => break,
                 () = self.inner.changed.notified() => {}
@@ -179,28 +200,50 @@ impl Sender {
         while flying.join_next().await.is_some() {}
     }
 
-    /// Starts what is due; gives how long until the next is.
+    /// Starts what is due and has a place; gives how long until that changes by itself.
     fn start_ready(&self, flying: &mut JoinSet<()>) -> Option<Duration> {
+        let (now, moment) = (self.inner.clock.millis(), Instant::now());
         let mut state = self.inner.state.lock();
-        let now = self.inner.clock.millis();
-        while flying.len() < self.inner.limits.parallel {
-            let (at, destination) = state.schedule.first().cloned()?;
-            if at > now {
-                return Some(Duration::from_millis(at - now));
-            }
-            state.schedule.pop_first();
-            let Some(entry) = state.destinations.get_mut(&destination) else { continue };
-            entry.scheduled = None;
-            match entry.queue.next(now) {
-                Next::Send { catch_up } => {
-                    let inner = Arc::clone(&self.inner);
-                    flying.spawn(async move { inner.serve(destination, catch_up).await });
+        let mut wait: Option<Duration> = None;
+        for suspect in [false, true] {
+            while let Some((at, destination)) = state.schedule(suspect).first().cloned() {
+                let later = if at > now {
+                    Some(Duration::from_millis(at - now))
+                } else if self.inner.slots.lock().may_start(suspect, moment) {
+                    None
+                } else {
+                    // A place becomes free when something ends, too.
+                    Some(self.inner.slots.lock().next_change(moment).unwrap_or(SLOW_AFTER))
+                };
+                if let Some(later) = later {
+                    wait = Some(wait.map_or(later, |wait| wait.min(later)));
+                    break;
                 }
-                Next::Wait(_) => self.inner.reschedule(&mut state, &destination),
-                Next::Idle => {}
+                state.schedule(suspect).pop_first();
+                self.start(&mut state, destination, suspect, flying);
             }
         }
-        None
+        wait
+    }
+
+    fn start(
+        &self,
+        state: &mut State,
+        destination: OwnedServerName,
+        suspect: bool,
+        flying: &mut JoinSet<()>,
+    ) {
+        let Some(entry) = state.destinations.get_mut(&destination) else { return };
+        entry.scheduled = None;
+        match entry.queue.next(self.inner.clock.millis()) {
+            Next::Send { catch_up } => {
+                self.inner.slots.lock().start(destination.clone(), suspect, Instant::now());
+                let inner = Arc::clone(&self.inner);
+                flying.spawn(async move { inner.serve(destination, catch_up).await });
+            }
+            Next::Wait(_) => self.inner.reschedule(state, &destination),
+            Next::Idle => {}
+        }
     }
 }
 
@@ -219,13 +262,17 @@ impl Inner {
     /// Puts a destination into the schedule where its queue says.
     fn reschedule(&self, state: &mut State, destination: &ServerName) {
         let Some(entry) = state.destinations.get_mut(destination) else { return };
-        if let Some(at) = entry.scheduled.take() {
-            state.schedule.remove(&(at, destination.to_owned()));
+        let before = entry.scheduled.take();
+        let suspect = entry.queue.is_failing() || self.slow.contains_key(destination);
+        let due = entry.queue.due(self.clock.millis());
+        entry.scheduled = due.map(|at| (at, suspect));
+        let forget = entry.queue.is_idle() && entry.volatile.is_empty() && entry.open.is_none();
+        if let Some((at, suspect)) = before {
+            state.schedule(suspect).remove(&(at, destination.to_owned()));
         }
-        if let Some(at) = entry.queue.due(self.clock.millis()) {
-            entry.scheduled = Some(at);
-            state.schedule.insert((at, destination.to_owned()));
-        } else if entry.queue.is_idle() && entry.volatile.is_empty() && entry.open.is_none() {
+        if let Some(at) = due {
+            state.schedule(suspect).insert((at, destination.to_owned()));
+        } else if forget {
             state.destinations.remove(destination);
         }
     }
@@ -258,6 +305,11 @@ impl Inner {
         let turn = AssertUnwindSafe(self.send_some(&destination, catch_up)).catch_unwind().await;
         // A bug must not leave a destination in flight for ever.
         let turn = turn.unwrap_or(Turn::Postponed);
+        if self.slots.lock().end(&destination, Instant::now()) {
+            self.slow.insert(destination.clone(), ());
+        } else if matches!(turn, Turn::Drained | Turn::More) {
+            self.slow.invalidate(&destination);
+        }
         let (now, chance) = (self.clock.millis(), rand::rng().random_range(0.0..1.0));
         let failed = {
             let mut state = self.state.lock();

@@ -4,7 +4,7 @@ use crate::tls_server::{Authority, TestDns, server, transport, transport_with_ho
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request as AxumRequest;
-use axum::http::header::{CACHE_CONTROL, HOST, LOCATION};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST, LOCATION};
 use axum::http::{Response as AxumResponse, StatusCode};
 use axum::routing::get;
 use futures_util::{StreamExt, TryStreamExt};
@@ -266,6 +266,18 @@ async fn slow_heads_and_oversized_bodies_are_cut_off() {
     assert!(started.elapsed() < Duration::from_secs(5));
     let response = transport.send(request(&name, "/endless")).await.unwrap();
     assert!(matches!(response.collect(50_000).await, Err(TransportError::TooLarge(50_000))));
+}
+
+#[tokio::test]
+async fn a_new_connection_resumes_the_session_of_the_last_one() {
+    let authority = Authority::new();
+    let app = Router::new().fallback(|| async { ([(CONNECTION, "close")], "well") });
+    let (port, resumed) = authority.serve_resuming("a.test", app).await;
+    let transport = transport(&authority, TestDns::local(&["a.test"]), Ports::default(), true);
+    for _ in 0..3 {
+        assert_eq!(get_text(&transport, &format!("a.test:{port}"), "/x").await.unwrap(), "well");
+    }
+    assert_eq!(*resumed.lock(), [false, true, true]);
 }
 
 #[tokio::test]

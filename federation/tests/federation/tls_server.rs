@@ -4,8 +4,10 @@ use async_trait::async_trait;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair as CertKey};
 use ruma::ServerName;
+use rustls::HandshakeKind;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -66,25 +68,47 @@ impl Authority {
         self.serve_speaking(name, app, &["http/1.1"]).await.0
     }
 
+    /// The same, saying of each connection whether it resumed an older session.
+    pub async fn serve_resuming(&self, name: &str, app: Router) -> (u16, Arc<Mutex<Vec<bool>>>) {
+        let resumed = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&resumed);
+        let note = move |resumed| noted.lock().push(resumed);
+        (self.serve_noting(name, app, &["http/1.1"], note).await, resumed)
+    }
+
     async fn serve_speaking(&self, name: &str, app: Router, protocols: &[&str]) -> (u16, Arc<AtomicUsize>) {
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&connections);
+        let note = move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        (self.serve_noting(name, app, protocols, note).await, connections)
+    }
+
+    /// Serves `app`; of each connection `note` is told whether it resumed an older session.
+    async fn serve_noting(
+        &self,
+        name: &str,
+        app: Router,
+        protocols: &[&str],
+        note: impl Fn(bool) + Clone + Send + 'static,
+    ) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let acceptor = self.acceptor(name, protocols);
         tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                counted.fetch_add(1, Ordering::SeqCst);
-                let (acceptor, app) = (acceptor.clone(), app.clone());
+                let (acceptor, app, note) = (acceptor.clone(), app.clone(), note.clone());
                 tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
+                    note(tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed));
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let _ = server.serve_connection(TokioIo::new(tls), TowerToHyperService::new(app)).await;
                 });
             }
         });
-        (port, connections)
+        port
     }
 }
 

@@ -5,9 +5,10 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::serde::Base64;
 use ruma::serde::base64::Standard;
-use ruma::signatures::{Ed25519KeyPair, JsonError};
+use ruma::signatures::{Ed25519KeyPair, JsonError, KeyPair as _};
 use ruma::{OwnedServerSigningKeyId, ServerName};
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// The DER of an Ed25519 private key in PKCS#8 version 1, up to the 32 bytes of the seed.
 /// <https://www.rfc-editor.org/rfc/rfc8410#section-7>
@@ -18,12 +19,19 @@ const BEFORE_SEED: [u8; 9] = [0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x
 const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const PEM_END: &str = "-----END PRIVATE KEY-----";
 
-/// A signing key with its id, `ed25519:<version>`.
+/// A signing key with its id, `ed25519:<version>`. Whoever shares it signs with another key from the moment on in which it
+/// is replaced.
 /// <https://spec.matrix.org/v1.19/server-server-api/#retrieving-server-keys>
 pub struct KeyPair {
+    key: RwLock<Arc<Key>>,
+}
+
+/// One key, for good.
+pub(crate) struct Key {
     seed: [u8; 32],
     id: OwnedServerSigningKeyId,
-    inner: Ed25519KeyPair,
+    /// As ruma's signing functions want it.
+    pub(crate) pair: Ed25519KeyPair,
 }
 
 /// Text or bytes that hold no usable key. Never says what they held.
@@ -58,9 +66,9 @@ impl KeyPair {
         }
         let id = OwnedServerSigningKeyId::try_from(format!("ed25519:{version}"))
             .map_err(|_| KeyPairError::Version)?;
-        let inner =
+        let pair =
             Ed25519KeyPair::from_der(&der_of(&seed), version.to_owned()).map_err(|_| KeyPairError::Der)?;
-        Ok(KeyPair { seed, id, inner })
+        Ok(KeyPair { key: RwLock::new(Arc::new(Key { seed, id, pair })) })
     }
 
     /// Reads a PKCS#8 document, versions 1 and 2.
@@ -94,7 +102,7 @@ impl KeyPair {
 
     /// The key as PKCS#8 version 1 DER. A secret.
     pub fn to_der(&self) -> Vec<u8> {
-        der_of(&self.seed)
+        der_of(&self.key().seed)
     }
 
     /// The key as PEM. A secret.
@@ -104,28 +112,44 @@ impl KeyPair {
 
     /// The key as the line that [`KeyPair::from_line`] reads. A secret.
     pub fn to_line(&self) -> String {
-        format!("ed25519 {} {}", self.inner.version(), STANDARD_NO_PAD.encode(self.seed))
+        let key = self.key();
+        format!("ed25519 {} {}", key.pair.version(), STANDARD_NO_PAD.encode(key.seed))
     }
 
     /// `ed25519:<version>`.
-    pub fn id(&self) -> &OwnedServerSigningKeyId {
-        &self.id
+    pub fn id(&self) -> OwnedServerSigningKeyId {
+        self.key().id.clone()
+    }
+
+    /// The key as it is now, whatever it is replaced by: for what has to fit together.
+    pub fn fixed(&self) -> KeyPair {
+        KeyPair { key: RwLock::new(self.key()) }
+    }
+
+    /// From now on everybody who shares this key signs with the other one.
+    pub fn replace(&self, other: &KeyPair) {
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = other.key();
     }
 
     /// The public key.
     pub fn public_key(&self) -> Base64 {
-        Base64::new(self.inner.public_key().to_vec())
+        Base64::new(self.key().pair.public_key().to_vec())
     }
 
     /// Adds this key's signature, in the name of `server`, to an object that is no event.
     /// <https://spec.matrix.org/v1.19/appendices/#signing-json>
     pub fn sign_json(&self, server: &ServerName, object: &mut CanonicalJsonObject) -> Result<(), JsonError> {
-        ruma::signatures::sign_json(server.as_str(), &self.inner, object)
+        ruma::signatures::sign_json(server.as_str(), &self.key().pair, object)
     }
 
-    /// As ruma's signing functions want it.
-    pub(crate) fn inner(&self) -> &Ed25519KeyPair {
-        &self.inner
+    /// This key's signature of bytes, which need not be canonical JSON.
+    pub fn sign_bytes(&self, message: &[u8]) -> Vec<u8> {
+        self.key().pair.sign(message).as_bytes().to_vec()
+    }
+
+    /// The key in use.
+    pub(crate) fn key(&self) -> Arc<Key> {
+        Arc::clone(&self.key.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -136,7 +160,7 @@ fn der_of(seed: &[u8; 32]) -> Vec<u8> {
 /// Never shows the seed.
 impl fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyPair").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("KeyPair").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
@@ -170,6 +194,17 @@ mod tests {
             serde_json::to_string(&object).unwrap(),
             r#"{"signatures":{"domain":{"ed25519:1":"K8280/U9SSy9IVtjBuVeLr+HpOB4BQFWbg+UZaADMtTdGYI7Geitb76LTrr5QV/7Xg4ahLwYGYZzuHGZKM5ZAQ"}}}"#
         );
+    }
+
+    #[test]
+    fn who_shares_a_key_signs_with_what_replaced_it() {
+        let shared = KeyPair::from_seed([1; 32], "one").unwrap();
+        let before = shared.fixed();
+        let next = KeyPair::from_seed([2; 32], "two").unwrap();
+        shared.replace(&next);
+        assert_eq!((shared.id().as_str(), before.id().as_str()), ("ed25519:two", "ed25519:one"));
+        assert_eq!(shared.sign_bytes(b"x"), next.sign_bytes(b"x"));
+        assert_ne!(shared.sign_bytes(b"x"), before.sign_bytes(b"x"));
     }
 
     #[test]

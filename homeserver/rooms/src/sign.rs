@@ -257,7 +257,7 @@ pub fn hash_and_sign_event(
     key: &KeyPair,
 ) -> Result<(), SignError> {
     let rules = rules_or_unknown(version)?;
-    ruma::signatures::hash_and_sign_event(server.as_str(), key.inner(), object, &rules.redaction)?;
+    ruma::signatures::hash_and_sign_event(server.as_str(), &key.key().pair, object, &rules.redaction)?;
     Ok(())
 }
 
@@ -270,7 +270,7 @@ pub fn sign_event(
     key: &KeyPair,
 ) -> Result<(), SignError> {
     let rules = rules_or_unknown(version)?;
-    ruma::signatures::sign_event(server.as_str(), key.inner(), object, &rules.redaction)?;
+    ruma::signatures::sign_event(server.as_str(), &key.key().pair, object, &rules.redaction)?;
     Ok(())
 }
 

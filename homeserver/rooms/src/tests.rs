@@ -115,7 +115,7 @@ fn what_is_built_is_parsed_verified_and_allowed() {
             assert_eq!((&pdu.event.event_id, &pdu.event.room_id), (&event.event_id, &room.create.room_id));
             assert_eq!(pdu.event.json.get(), event.json.get());
             let keys = required_keys(&pdu.object, &version).unwrap();
-            assert_eq!(keys, [(here().to_owned(), room.key.id().clone())]);
+            assert_eq!(keys, [(here().to_owned(), room.key.id())]);
             assert_eq!(verify_event(&pdu.object, &version, &room.keys()).unwrap(), Verified::All);
             check_state_independent(event, &version, |id| room.fetch(id, false)).unwrap();
             check_state_dependent(event, &version, &room.context.state).unwrap();

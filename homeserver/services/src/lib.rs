@@ -40,6 +40,7 @@ pub mod rendezvous;
 pub mod reports;
 pub mod rooms_read;
 pub mod search;
+pub mod signing_keys;
 pub mod sync;
 pub mod third_party;
 pub mod thread_subscriptions;

@@ -52,6 +52,7 @@ mod rooms;
 mod search;
 mod server_keys;
 mod server_notices;
+mod signing_keys;
 mod sliding;
 mod sql;
 mod staging;
@@ -99,6 +100,7 @@ pub use reports::ReportRow;
 pub use rooms::RoomRow;
 pub use search::{search_text, search_words};
 pub use server_keys::ServerKeyRow;
+pub use signing_keys::SigningKeyRow;
 pub use sliding::{SlidingChange, SlidingKey, SlidingState};
 pub use staging::StagedRow;
 pub use state::{StateQuestion, StateReader};
@@ -156,6 +158,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("search", search::STATEMENTS),
     ("server_keys", server_keys::STATEMENTS),
     ("server_notices", server_notices::STATEMENTS),
+    ("signing_keys", signing_keys::STATEMENTS),
     ("sliding", sliding::STATEMENTS),
     ("staging", staging::STATEMENTS),
     ("state", state::STATEMENTS),

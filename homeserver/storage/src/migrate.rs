@@ -40,6 +40,8 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     70 "0070_media",
     80 "0080_partial_rooms",
     81 "0081_staged_pdus",
+    90 "0090_outgoing",
+    91 "0091_signing_keys",
     100 "0100_purges",
     110 "0110_transactions_by_time",
 ];

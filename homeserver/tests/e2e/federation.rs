@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use waxwing_client::{Channel, Client};
+use waxwing_storage::Store;
 
 pub const NAMES: [&str; 2] = ["alpha.localhost", "beta.localhost"];
 
@@ -20,7 +21,7 @@ pub struct Federation {
 }
 
 impl Federation {
-    async fn start() -> Federation {
+    pub async fn start() -> Federation {
         Federation::start_with([&[], &[]]).await
     }
 
@@ -54,7 +55,7 @@ impl Federation {
     }
 
     /// A person at each server.
-    async fn people(&self) -> (Client, Client) {
+    pub async fn people(&self) -> (Client, Client) {
         let at = |name: &str| self.folder.path().join("people").join(name);
         let alice = register_at(&self.nodes[0].client_url(), &at("alice"), "alice").await;
         let bob = register_at(&self.nodes[1].client_url(), &at("bob"), "bob").await;
@@ -64,14 +65,19 @@ impl Federation {
 
 /// One authority, and a certificate for each server.
 pub fn write_certificates(folder: &Path) {
+    write_certificates_for(folder, &NAMES);
+}
+
+/// The same for these servers.
+pub fn write_certificates_for(folder: &Path, names: &[&str]) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "Waxwing test authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     fs::write(folder.join("authority.pem"), authority.pem()).unwrap();
-    for name in NAMES {
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    for name in names {
+        let params = CertificateParams::new(vec![(*name).to_owned()]).unwrap();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &authority).unwrap();
         fs::write(folder.join(format!("{name}.certificate.pem")), certificate.pem()).unwrap();
@@ -164,6 +170,45 @@ async fn forks_are_joined_with_what_either_set() {
     let from = entry["timeline"]["prev_batch"].as_str().unwrap();
     let page = alice.get(&path(&format!("messages?dir=b&limit=3&from={from}"))).await.fine();
     assert!(page["chunk"].to_string().contains("Fork"), "{page}");
+
+/// What was written for a server that is away is there after a crash of ours, and goes out once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_for_a_server_that_is_away_survive_a_crash_of_ours() {
+    let mut federation = Federation::start().await;
+    let (alice, bob) = federation.people().await;
+    let room = room_of_two(&alice, &bob).await;
+    alice.send_text(&room, "good night").await.unwrap();
+    bob.wait_for_text(&room, "good night", PATIENCE).await.unwrap();
+    federation.nodes[1].stop().await;
+    let mut sent = Vec::new();
+    for number in 0..4 {
+        sent.push(alice.send_text(&room, &format!("letter {number}")).await.unwrap());
+        if number % 2 == 1 {
+            // Once when it has just been written, once when it has failed.
+            federation.nodes[0].kill().await;
+            federation.nodes[0].start().await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+    federation.nodes[1].start().await;
+    bob.send_text(&room, "I am back").await.unwrap();
+    for number in 0..4 {
+        bob.wait_for_text(&room, &format!("letter {number}"), PATIENCE * 2).await.unwrap();
+    }
+    alice.wait_for_text(&room, "I am back", PATIENCE).await.unwrap();
+    // Nothing is left that waits, not even a note that it once did.
+    let database = format!("sqlite:{}", federation.nodes[0].data().join("waxwing.db").display());
+    let store = Store::open(&database).await.unwrap();
+    for _ in 0..100 {
+        let mut conn = store.read().await.unwrap();
+        let own = conn.destinations_waiting(10).await.unwrap();
+        let behind = conn.destinations_behind().await.unwrap();
+        if own.is_empty() && behind.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("something still waits");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

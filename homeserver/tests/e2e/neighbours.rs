@@ -58,16 +58,7 @@ impl Neighbours {
 
     /// A request of beta's to one node of alpha's.
     async fn ask(&self, node: usize, method: Method, path: &str, body: Option<&Value>) -> Answer {
-        let text = body.map(Value::to_string);
-        let to = NAMES[0].try_into().unwrap();
-        let signed = text.as_ref().map(String::as_bytes);
-        let header = authorization(&self.beta, to, method.as_str(), path, signed).unwrap();
-        let url = format!("{}{path}", self.alpha.nodes[node].client_url());
-        let mut request = careless().request(method, url).header("authorization", header);
-        if let Some(text) = text {
-            request = request.body(text);
-        }
-        Answer::of(request.send().await.unwrap()).await
+        ask_as(&self.beta, &self.alpha.nodes[node].client_url(), method, path, body).await
     }
 
     /// Beta's bob joins a room of `owner`'s at alpha, in which everybody may do everything.
@@ -78,21 +69,8 @@ impl Neighbours {
         });
         let room = owner.create_room(room).await;
         let user = format!("@bob:{}", NAMES[1]);
-        let path = format!("/_matrix/federation/v1/make_join/{room}/{user}?ver={version}");
-        let template = self.ask(0, Method::GET, &path, None).await.fine()["event"].take();
-        let request = TemplateRequest {
-            version: version.clone(),
-            room_id: room.as_str().try_into().unwrap(),
-            user_id: user.as_str().try_into().unwrap(),
-            membership: "join",
-            content: BTreeMap::new(),
-            origin_server_ts: MilliSecondsSinceUnixEpoch::now(),
-        };
-        let template = serde_json::value::to_raw_value(&template).unwrap();
-        let join = finish_template(&template, request, &self.beta.server, &self.beta.key).unwrap();
-        let path = format!("/_matrix/federation/v2/send_join/{room}/{}", join.event_id);
-        let body = serde_json::from_str(join.json.get()).unwrap();
-        let answer = self.ask(0, Method::PUT, &path, Some(&body)).await.fine();
+        let alpha = self.alpha.nodes[0].client_url();
+        let (join, answer) = join_as(&self.beta, &alpha, &room, &user, &version).await;
         let mut auth_events = vec![join.clone()];
         for pdu in answer["state"].as_array().unwrap() {
             let raw = serde_json::value::to_raw_value(pdu).unwrap();
@@ -142,6 +120,51 @@ impl Neighbours {
             .await;
         assert!(forgotten.unwrap() > 0);
     }
+}
+
+/// A request of another server's to alpha, signed as that one.
+pub async fn ask_as(
+    origin: &Identity,
+    alpha: &str,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Answer {
+    let text = body.map(Value::to_string);
+    let to = NAMES[0].try_into().unwrap();
+    let signed = text.as_ref().map(String::as_bytes);
+    let header = authorization(origin, to, method.as_str(), path, signed).unwrap();
+    let mut request = careless().request(method, format!("{alpha}{path}")).header("authorization", header);
+    if let Some(text) = text {
+        request = request.body(text);
+    }
+    Answer::of(request.send().await.unwrap()).await
+}
+
+/// A user of another server's joins a room of alpha's; gives the event and alpha's answer.
+pub async fn join_as(
+    origin: &Identity,
+    alpha: &str,
+    room: &str,
+    user: &str,
+    version: &RoomVersionId,
+) -> (Event, Value) {
+    let path = format!("/_matrix/federation/v1/make_join/{room}/{user}?ver={version}");
+    let template = ask_as(origin, alpha, Method::GET, &path, None).await.fine()["event"].take();
+    let request = TemplateRequest {
+        version: version.clone(),
+        room_id: room.try_into().unwrap(),
+        user_id: user.try_into().unwrap(),
+        membership: "join",
+        content: BTreeMap::new(),
+        origin_server_ts: MilliSecondsSinceUnixEpoch::now(),
+    };
+    let template = serde_json::value::to_raw_value(&template).unwrap();
+    let join = finish_template(&template, request, &origin.server, &origin.key).unwrap();
+    let path = format!("/_matrix/federation/v2/send_join/{room}/{}", join.event_id);
+    let body = serde_json::from_str(join.json.get()).unwrap();
+    let answer = ask_as(origin, alpha, Method::PUT, &path, Some(&body)).await.fine();
+    (join, answer)
 }
 
 /// Beta's bob in a room of alpha's.

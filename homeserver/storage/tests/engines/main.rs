@@ -4,6 +4,7 @@
 mod claims;
 mod hints;
 mod migrations;
+mod outgoing;
 mod partial;
 mod repeated;
 
