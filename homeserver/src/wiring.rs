@@ -324,9 +324,10 @@ pub fn purge_settings(config: &Config) -> PurgeSettings {
     PurgeSettings { retention, ..PurgeSettings::default() }
 }
 
-/// Starts what runs beside requests.
+/// Starts what runs beside requests; `key` does already.
 fn run_beside(
     stop: &CancellationToken,
+    key: JoinHandle<()>,
     accounts: Arc<Accounts>,
     housekeeping: Housekeeping,
     feeds: Feeds,
@@ -335,8 +336,11 @@ fn run_beside(
     push: Option<Push>,
     federation: Option<Federation>,
 ) -> Vec<JoinHandle<()>> {
-    let mut tasks =
-        vec![tokio::spawn(write_seen(accounts, stop.clone())), tokio::spawn(housekeeping.run(stop.clone()))];
+    let mut tasks = vec![
+        key,
+        tokio::spawn(write_seen(accounts, stop.clone())),
+        tokio::spawn(housekeeping.run(stop.clone())),
+    ];
     let told = stop.clone();
     tasks.push(tokio::spawn(async move { feeds.run(told).await }));
     if let Some(push) = push {
@@ -424,8 +428,8 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let mut tasks = run_beside(&stop, accounts, housekeeping, feeds, delayed, purges, push, federation);
-        tasks.push(key);
+        let tasks =
+            run_beside(&stop, key, accounts, housekeeping, feeds, delayed, purges, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

@@ -15,6 +15,7 @@ use ruma::{MilliSecondsSinceUnixEpoch, RoomVersionId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use waxwing_federation::keys::OwnKeys;
@@ -99,6 +100,31 @@ async fn travel(from: &Raw, to: &Raw, room: &str, transaction: &str) -> Duration
     began.elapsed()
 }
 
+/// Alpha and beta, which find all others at `port`.
+async fn start_nodes(folder: &Path, names: &[String], port: u16) -> [Node; 2] {
+    let at = |file: String| folder.join(file).display().to_string();
+    let mut nodes = NAMES.map(|name| {
+        let settings = [
+            format!("server_name={name}"),
+            format!("tls.certificate={}", at(format!("{name}.certificate.pem"))),
+            format!("tls.key={}", at(format!("{name}.key.pem"))),
+            format!("tls.extra_roots=[\"{}\"]", at("authority.pem".to_owned())),
+            "federation.allow_private_addresses=true".to_owned(),
+        ];
+        Node::new(&folder.join(name), &settings)
+    });
+    let mut hosts: Vec<String> =
+        names.iter().map(|name| format!("\"{name}\" = \"127.0.0.1:{port}\"")).collect();
+    for (name, node) in NAMES.iter().zip(&nodes) {
+        hosts.push(format!("\"{name}\" = \"127.0.0.1:{}\"", node.federation_port));
+    }
+    for node in &mut nodes {
+        node.set(format!("federation.hosts={{ {} }}", hosts.join(", ")));
+        node.start().await;
+    }
+    nodes
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_are_a_burden_hold_nobody_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -130,25 +156,7 @@ async fn servers_that_are_a_burden_hold_nobody_up() {
     let burden = axum_server::from_tcp_rustls(listener, tls).unwrap().serve(app.into_make_service());
     let burden = tokio::spawn(burden);
 
-    let mut nodes = NAMES.map(|name| {
-        let settings = [
-            format!("server_name={name}"),
-            format!("tls.certificate={}", at(format!("{name}.certificate.pem"))),
-            format!("tls.key={}", at(format!("{name}.key.pem"))),
-            format!("tls.extra_roots=[\"{}\"]", at("authority.pem".to_owned())),
-            "federation.allow_private_addresses=true".to_owned(),
-        ];
-        Node::new(&folder.path().join(name), &settings)
-    });
-    let mut hosts: Vec<String> =
-        names.iter().map(|name| format!("\"{name}\" = \"127.0.0.1:{port}\"")).collect();
-    for (name, node) in NAMES.iter().zip(&nodes) {
-        hosts.push(format!("\"{name}\" = \"127.0.0.1:{}\"", node.federation_port));
-    }
-    for node in &mut nodes {
-        node.set(format!("federation.hosts={{ {} }}", hosts.join(", ")));
-        node.start().await;
-    }
+    let nodes = start_nodes(folder.path(), &names, port).await;
     let [alpha, beta] = [nodes[0].client_url(), nodes[1].client_url()];
     let alice = Raw::register(&alpha, "alice").await;
     let bob = Raw::register(&beta, "bob").await;
