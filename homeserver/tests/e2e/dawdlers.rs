@@ -34,7 +34,7 @@ const MOST_MEMORY: u64 = 500 * 1024;
 
 /// The names are before all others, so that whoever goes by the alphabet serves them first.
 fn name(number: usize) -> String {
-    format!("a{number:03}.localhost")
+    format!("a{number:03}.burden.localhost")
 }
 
 /// Answers for all of them: their keys as it should be, everything else as a burden.
@@ -130,7 +130,7 @@ async fn servers_that_are_a_burden_hold_nobody_up() {
     let folder = tempfile::tempdir().unwrap();
     let names: Vec<String> = (0..COUNT).map(name).collect();
     let mut all: Vec<&str> = NAMES.to_vec();
-    all.push("*.localhost");
+    all.push("*.burden.localhost");
     write_certificates_for(folder.path(), &all);
     let at = |file: String| folder.path().join(file).display().to_string();
     let identities: BTreeMap<String, Identity> = names
@@ -144,8 +144,8 @@ async fn servers_that_are_a_burden_hold_nobody_up() {
 
     let port = free_port();
     let tls = RustlsConfig::from_pem_file(
-        at("*.localhost.certificate.pem".to_owned()),
-        at("*.localhost.key.pem".to_owned()),
+        at("*.burden.localhost.certificate.pem".to_owned()),
+        at("*.burden.localhost.key.pem".to_owned()),
     )
     .await
     .unwrap();
