@@ -8,7 +8,6 @@ use axum::Router;
 use ruma::ServerName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -160,22 +159,24 @@ fn outgoing(config: &Config, core: &Core) -> anyhow::Result<Option<Outgoing>> {
     outgoing.context("cannot set up federation").map(Some)
 }
 
-/// Follows rotations of the signing key, those of other nodes and of the command line.
-async fn follow_key(
-    core: Core,
-    outgoing: Option<Outgoing>,
-    data_dir: PathBuf,
-    stop: CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
+/// The same, together with what follows rotations of the signing key, those of other nodes and of the command line.
+async fn outgoing_and_key(
+    config: &Config,
+    core: &Core,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Option<Outgoing>, JoinHandle<()>)> {
+    let outgoing = outgoing(config, core)?;
     if let Some(outgoing) = &outgoing {
         outgoing.ring.own().set_old(signing_keys::retired(&core.store).await?);
     }
+    let data_dir = config.data_dir.clone();
     let keep = move |key: &KeyPair| {
         if let Err(error) = signing_key::keep(&data_dir, key) {
             tracing::error!(%error, "the new signing key could not be kept; the next start reads it again");
         }
     };
-    Ok(tokio::spawn(signing_keys::follow(core, outgoing, keep, stop)))
+    let following = signing_keys::follow(core.clone(), outgoing.clone(), keep, stop.clone());
+    Ok((outgoing, tokio::spawn(following)))
 }
 
 /// Certificate authorities of the configuration, DER.
@@ -367,8 +368,7 @@ impl App {
     pub async fn build(config: &Config, key: KeyPair, stop: CancellationToken) -> anyhow::Result<App> {
         let core = core(config, key).await?;
         let (accounts, first_token) = accounts_at_start(config, &core, &stop).await?;
-        let outgoing = outgoing(config, &core)?;
-        let key = follow_key(core.clone(), outgoing.clone(), config.data_dir.clone(), stop.clone()).await?;
+        let (outgoing, key) = outgoing_and_key(config, &core, &stop).await?;
         let queries = queries(config, accounts.appservices())?;
         let timeline = Timeline::new(core.clone(), outgoing.as_ref().map(|out| out.remote.clone()))
             .with_appservices(queries.clone());
