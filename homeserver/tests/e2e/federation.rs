@@ -170,6 +170,7 @@ async fn forks_are_joined_with_what_either_set() {
     let from = entry["timeline"]["prev_batch"].as_str().unwrap();
     let page = alice.get(&path(&format!("messages?dir=b&limit=3&from={from}"))).await.fine();
     assert!(page["chunk"].to_string().contains("Fork"), "{page}");
+}
 
 /// What was written for a server that is away is there after a crash of ours, and goes out once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
