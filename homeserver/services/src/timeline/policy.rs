@@ -49,7 +49,7 @@ pub(super) async fn approved(
     let key = state_key(kind, "");
     let state = state_events(tx, row.state_root, std::slice::from_ref(&key)).await?;
     let Some(policy) = state.get(&key).and_then(|event| PolicyServer::of(event)) else { return Ok(event) };
-    let present = tx.servers_in_state(&row.room_id, row.state_root).await?;
+    let present = tx.servers_in_state(&row.room_id, row.state_root, &core.server_name).await?;
     if policy.via == core.server_name || !present.contains(&policy.via) {
         return Ok(event);
     }
