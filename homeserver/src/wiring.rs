@@ -428,8 +428,7 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks =
-            run_beside(&stop, key, accounts, housekeeping, feeds, delayed, purges, push, federation);
+        let tasks = run_beside(&stop, key, accounts, housekeeping, feeds, delayed, purges, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }
