@@ -70,6 +70,7 @@ fn settings() -> Settings {
         everyone_publishes_rooms: true,
         federation: true,
         push: waxwing_services::PushSettings::default(),
+        accounts: waxwing_services::AccountSettings::default(),
     }
 }
 
@@ -99,7 +100,7 @@ impl Whole {
         let edus = Edus {
             typing: Typing::new(core.clone(), Arc::new(Nowhere)),
             receipts: Receipts::new(core.clone(), Arc::new(Nowhere)),
-            presence: PresenceService::new(core.clone(), Arc::new(Nowhere)),
+            presence: PresenceService::new(core.clone(), None),
             keys: Keys::new(core.clone(), Some(outgoing.client.clone())),
             to_device: ToDevice::new(core.clone()),
         };
