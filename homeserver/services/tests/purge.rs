@@ -45,6 +45,7 @@ async fn open(dir: &tempfile::TempDir, clock: Clock) -> (Core, Timeline) {
             everyone_publishes_rooms: true,
             federation: false,
             push: waxwing_services::PushSettings::default(),
+            accounts: waxwing_services::AccountSettings::default(),
         }),
     };
     (core.clone(), Timeline::new(core, None))
