@@ -56,7 +56,8 @@ impl Media {
         let aged = self.forget_aged(now).await?;
         let crowded = self.forget_crowded().await?;
         let erased = self.forget_erased().await?;
-        let objects = self.remove_due(now).await?;
+        // What went a moment ago is due now.
+        let objects = self.remove_due(self.core.now() as i64).await?;
         Ok(Tidied { expired, aged, crowded, erased, previews, objects })
     }
 
