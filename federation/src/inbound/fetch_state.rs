@@ -20,9 +20,9 @@ const LOST_SHARE: usize = 50;
 impl RoomWork<'_> {
     /// The state after an event that we do not have, as the origin tells it. Everything in it is verified and
     /// authorised by its auth events; that it is the state at that place is the origin's word, which is why it is only
-    /// ever resolved together with what we know.
-    pub(super) async fn fetch_state_after(&self, event: &EventId) -> Result<StateRoot, Trouble> {
-        let mut entries = self.fetch_entries(event, Some(event)).await?;
+    /// ever resolved together with what we know. `None` when the origin does not tell it.
+    pub(super) async fn fetch_state_after(&self, event: &EventId) -> Result<Option<StateRoot>, Trouble> {
+        let Some(mut entries) = self.fetch_entries(event, Some(event)).await? else { return Ok(None) };
         let at = self.load(&[event.to_owned()]).await?;
         let at = at.get(event).ok_or_else(|| Trouble::dropped("prev_events could not be fetched"))?;
         if let Some(key) = at.event.state_entry().filter(|_| !at.flags.rejected) {
@@ -31,29 +31,33 @@ impl RoomWork<'_> {
         if !entries.contains_key(&state_key(StateEventType::RoomCreate, "")) {
             return Err(Trouble::dropped("a state without create event"));
         }
-        Ok(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?)
+        Ok(Some(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?))
     }
 
     /// The state before an event that the origin gave to us, as it tells it.
     pub(super) async fn fetch_state_at(&self, event: &EventId) -> Result<StateRoot, Trouble> {
-        let entries = self.fetch_entries(event, None).await?;
+        let unknown = || Trouble::dropped("the state at prev_events that are unknown could not be fetched");
+        let entries = self.fetch_entries(event, None).await?.ok_or_else(unknown)?;
         if !entries.contains_key(&state_key(StateEventType::RoomCreate, "")) {
             return Err(Trouble::dropped("a state without create event"));
         }
         Ok(self.context.timeline.state_build(self.room, entries.into_iter().collect()).await?)
     }
 
-    /// The entries of the state before an event, and their events; also `beside`, if that is asked for.
+    /// The entries of the state before an event, and their events; also `beside`, if that is asked for. `None` when the
+    /// origin does not tell them.
     async fn fetch_entries(
         &self,
         event: &EventId,
         beside: Option<&EventId>,
-    ) -> Result<BTreeMap<StateKey, OwnedEventId>, Trouble> {
-        let answer = self.context.client.state_ids(self.origin, self.room, event).await;
-        let ids = answer.map_err(|error| {
-            tracing::info!(room = %self.room, origin = %self.origin, %error, "no state at a gap");
-            Trouble::dropped("the state at prev_events that are unknown could not be fetched")
-        })?;
+    ) -> Result<Option<BTreeMap<StateKey, OwnedEventId>>, Trouble> {
+        let ids = match self.context.client.state_ids(self.origin, self.room, event).await {
+            Ok(ids) => ids,
+            Err(error) => {
+                tracing::info!(room = %self.room, origin = %self.origin, %error, "no state at a gap");
+                return Ok(None);
+            }
+        };
         metrics::counter!("waxwing_federation_states_fetched_total").increment(1);
         self.fetch_contents(&ids, event, beside).await?;
         let known = self.load(&ids.state).await?;
@@ -65,7 +69,7 @@ impl RoomWork<'_> {
             let known = known.get(&id).filter(|known| !known.flags.rejected)?;
             Some((known.event.state_entry()?, id))
         });
-        Ok(accepted.collect())
+        Ok(Some(accepted.collect()))
     }
 
     /// Gets the events of a state, its auth chain, and the event `beside` it, as far as we lack them.

@@ -208,7 +208,8 @@ impl Inbound {
         let work = RoomWork { context, origin, room, version: &version };
         let mut fetched = Vec::new();
         for id in prev_events.iter().take(MAX_PREV_EVENTS) {
-            fetched.push(work.fetch_state_after(id).await.map_err(|trouble| trouble.to_string())?);
+            let state = work.fetch_state_after(id).await.map_err(|trouble| trouble.to_string())?;
+            fetched.push(state.ok_or_else(|| "the state could not be fetched".to_owned())?);
         }
         context.timeline.state_join(room, &[], &fetched).await.map_err(|error| error.to_string())
     }

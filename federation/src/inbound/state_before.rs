@@ -27,16 +27,13 @@ impl RoomWork<'_> {
         }
         let mut fetched = Vec::new();
         for id in missing {
-            match self.fetch_state_after(id).await {
-                Ok(state) => fetched.push(state),
-                Err(Trouble::Port(error)) => return Err(error.into()),
-                Err(_) => {
-                    // The origin may itself have entered the room here: then it does not have what is before, but it
-                    // knows the state.
-                    fetched = vec![self.fetch_state_at(&event.event_id).await?];
-                    break;
-                }
-            }
+            let Some(state) = self.fetch_state_after(id).await? else {
+                // The origin may itself have entered the room here: then it does not have what is before, but it knows
+                // the state.
+                fetched = vec![self.fetch_state_at(&event.event_id).await?];
+                break;
+            };
+            fetched.push(state);
         }
         let known: Vec<OwnedEventId> =
             event.prev_events.iter().filter(|id| !missing.contains(id)).cloned().collect();
