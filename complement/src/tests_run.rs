@@ -211,6 +211,10 @@ impl Run {
         // One server for all tests of a package that do not ask for their own.
         command.env("COMPLEMENT_ENABLE_DIRTY_RUNS", "1");
         command.env("COMPLEMENT_SHARE_ENV_PREFIX", "PASS_");
+        // Complement's own servers write their certificates to one place below it, one process over the other's.
+        let temporary = self.plan.output.join("tmp").join(package.name.replace('/', "-"));
+        std::fs::create_dir_all(&temporary).context("a folder for temporary files")?;
+        command.env("TMPDIR", temporary);
         command.current_dir(&self.plan.output).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.spawn().context("starting go, which starts the tests")
