@@ -40,8 +40,10 @@ end() {
     id=$(<"$folder/id")
     kill -s "$1" "$id" 2>/dev/null || return 0
     for _ in $(seq 300); do
-        # Ended and not waited for yet is ended: its files are closed, its lock is free.
-        [[ $(sed -n 's/^State:\t//p' "/proc/$id/status" 2>/dev/null) == [A-Y]* ]] || return 0
+        # Ended and not waited for yet is ended: its files are closed, its lock is free. But only when its last thread
+        # has ended too, not the first alone.
+        [[ $(sed -n 's/^State:\t//p' "/proc/$id/status" 2>/dev/null) == [A-Y]* || \
+            $(find "/proc/$id/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l) -gt 1 ]] || return 0
         sleep 0.1
     done
     echo "with-server.sh: the server did not end within 30 s" >&2
