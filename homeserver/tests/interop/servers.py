@@ -290,6 +290,7 @@ class Waxwing(Server):
             "tls.key": self.certificates / "server.key",
             "tls.extra_roots": json.dumps([str(self.certificates / "authority.pem")]),
             "federation.allow_private_addresses": "true",
+            "federation.presence": "true",
             "room_list_publication": "everyone",
         }
         if level := os.environ.get("INTEROP_WAXWING_LOG"):
