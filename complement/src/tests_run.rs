@@ -213,7 +213,7 @@ impl Run {
         command.env("COMPLEMENT_SHARE_ENV_PREFIX", "PASS_");
         // Complement's own servers write their certificates to one place below it, one process over the other's.
         let temporary = self.plan.output.join("tmp").join(package.name.replace('/', "-"));
-        std::fs::create_dir_all(&temporary).context("a folder for temporary files")?;
+        fs::create_dir_all(&temporary).context("a folder for temporary files")?;
         command.env("TMPDIR", temporary);
         command.current_dir(&self.plan.output).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
