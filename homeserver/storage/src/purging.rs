@@ -26,7 +26,7 @@ statements! {
     CLAIMS = "DELETE FROM relation_claims WHERE event_id IN ($list)";
     ENDS = "DELETE FROM backward_extremities WHERE room_id = $1 AND event_id IN ($list)";
     TRANSACTIONS = "DELETE FROM transactions WHERE response IN ($list)";
-    OUTBOX = "SELECT destination FROM outbox WHERE room_id = $1 LIMIT 1";
+    OUTGOING = "SELECT event_id FROM outgoing WHERE room_id = $1 AND position > (SELECT COALESCE(MIN(position), 0) FROM log_cursors WHERE name LIKE 'federation-sender-%') LIMIT 1";
     ROOM = "DELETE FROM rooms WHERE room_id = $1";
     LOG = "DELETE FROM log WHERE position IN (SELECT position FROM log WHERE room_id = $1 ORDER BY position LIMIT $2)";
     MEMBERS = "DELETE FROM members WHERE room_id = $1 AND user_id IN (SELECT user_id FROM members WHERE room_id = $1 ORDER BY user_id LIMIT $2)";
@@ -46,7 +46,7 @@ statements! {
     PARTIAL_EVENTS = "DELETE FROM partial_events WHERE room_id = $1";
     HELD_LISTS = "DELETE FROM held_device_lists WHERE room_id = $1";
     STAGED = "DELETE FROM staged_pdus WHERE room_id = $1";
-    OUTBOX_OF_ROOM = "DELETE FROM outbox WHERE room_id = $1";
+    OUTGOING_OF_ROOM = "DELETE FROM outgoing WHERE room_id = $1";
     NODES_COUNT = "SELECT COUNT(*) FROM state_nodes";
     NODE_ADD = "INSERT INTO purge_nodes (purge_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     NODES_TAKE = "SELECT node FROM purge_nodes WHERE purge_id = $1 ORDER BY node LIMIT $2";
@@ -74,7 +74,7 @@ const REST: [(&str, bool); 19] = [
     (PARTIAL_EVENTS, false),
     (HELD_LISTS, false),
     (STAGED, false),
-    (OUTBOX_OF_ROOM, false),
+    (OUTGOING_OF_ROOM, false),
 ];
 
 /// The time by which nodes are written, milliseconds since the epoch.
@@ -121,10 +121,10 @@ impl Conn {
         found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
     }
 
-    /// Whether events of the room wait for other servers.
-    pub async fn outbox_has_room(&mut self, room: &RoomId) -> StoreResult<bool> {
+    /// Whether events of the room wait for other servers, those aside that fail.
+    pub async fn outgoing_has_room(&mut self, room: &RoomId) -> StoreResult<bool> {
         let found: Option<(String,)> =
-            on_engine!(self, |c| sqlx::query_as(OUTBOX).bind(room.as_str()).fetch_optional(c).await)?;
+            on_engine!(self, |c| sqlx::query_as(OUTGOING).bind(room.as_str()).fetch_optional(c).await)?;
         Ok(found.is_some())
     }
 

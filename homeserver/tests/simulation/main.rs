@@ -123,7 +123,6 @@ fn servers_without_database_agree() {
 }
 
 #[test]
-#[ignore = "it drives the queue to other servers as that was before it had cursors"]
 fn whole_servers_agree() {
     run_all(Kind::Whole, WHOLE);
 }

@@ -295,8 +295,9 @@ impl Node for Whole {
     }
 
     async fn waiting(&self) -> Vec<OwnedServerName> {
-        let waiting =
-            self.federation.outgoing().outbox().destinations_waiting(100).await.expect("the outbox");
+        let outgoing = self.federation.outgoing();
+        outgoing.deal().await.expect("the outbox");
+        let waiting = outgoing.outbox().destinations_waiting(100).await.expect("the outbox");
         waiting.into_iter().map(|state| state.destination).collect()
     }
 

@@ -120,6 +120,15 @@ impl Outgoing {
     pub fn outbox(&self) -> &impl waxwing_federation::ports::Outbox {
         &self.outbox
     }
+
+    /// Puts what was committed since the last call into those queues, which [`Federation::run`] does otherwise.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn deal(&self) -> waxwing_storage::StoreResult<()> {
+        self.outbox.renew().await?;
+        self.outbox.follow().await.map(drop)
+    }
 }
 
 /// Everything that other servers ask for. A handle: clones share everything.

@@ -154,7 +154,7 @@ impl Purges {
         let now = self.core.now();
         let until = job.progress.telling_until.unwrap_or(now + TELL_FOR.as_millis() as u64);
         job.progress.telling_until = Some(until);
-        if now < until && self.core.store.read().await?.outbox_has_room(&job.row.room_id).await? {
+        if now < until && self.core.store.read().await?.outgoing_has_room(&job.row.room_id).await? {
             self.stay(job).await?;
             return Ok(Slice::Wait);
         }
