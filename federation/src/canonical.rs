@@ -1,46 +1,26 @@
 //! Canonical JSON of whole bodies: <https://spec.matrix.org/v1.19/appendices/#canonical-json>.
 
-use ruma::{CanonicalJsonObject, CanonicalJsonValue};
-use serde_json::Value;
+use ruma::CanonicalJsonObject;
+use serde::de::Error as _;
+use serde_json::Error;
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use waxwing_rooms::{canonical_text, collapsed_text, lenient_object};
 
 /// The canonical form of a JSON document. Floats are an error in canonical JSON, but a transaction may carry an old
-/// room's event with one, and its sender signed it nonetheless: those bodies are sorted and written as they are.
-pub(crate) fn canonical_bytes(body: &[u8]) -> Result<String, serde_json::Error> {
-    match serde_json::from_slice::<CanonicalJsonValue>(body) {
-        Ok(value) => serde_json::to_string(&value),
-        Err(_) => serde_json::to_string(&Sorted::from(serde_json::from_slice::<Value>(body)?)),
-    }
+/// room's event with one, and its sender signed it nonetheless: those are written as that room's events are hashed. A
+/// repeated key makes one event bad, and not the body around it: whoever takes a part of the body refuses it.
+pub(crate) fn canonical_bytes(body: &[u8]) -> Result<String, Error> {
+    collapsed_text(std::str::from_utf8(body).map_err(Error::custom)?).map_err(Error::custom)
 }
 
-/// A JSON object ready to be signed.
-pub(crate) fn canonical_object(json: &RawValue) -> Result<CanonicalJsonObject, serde_json::Error> {
-    serde_json::from_str(json.get())
+/// A JSON object ready to be signed, and free of repeated keys.
+pub(crate) fn canonical_object(json: &RawValue) -> Result<CanonicalJsonObject, Error> {
+    lenient_object(json.get()).map_err(Error::custom)
 }
 
 /// Writes an object in canonical form.
-pub(crate) fn to_raw(object: &CanonicalJsonObject) -> Result<Box<RawValue>, serde_json::Error> {
-    serde_json::value::to_raw_value(object)
-}
-
-/// JSON with its keys in order, whatever order the map of the JSON library keeps.
-#[derive(serde::Serialize)]
-#[serde(untagged)]
-enum Sorted {
-    Object(BTreeMap<String, Sorted>),
-    Array(Vec<Sorted>),
-    Leaf(Value),
-}
-
-impl From<Value> for Sorted {
-    fn from(value: Value) -> Sorted {
-        match value {
-            Value::Object(map) => Sorted::Object(map.into_iter().map(|(k, v)| (k, v.into())).collect()),
-            Value::Array(list) => Sorted::Array(list.into_iter().map(Into::into).collect()),
-            leaf => Sorted::Leaf(leaf),
-        }
-    }
+pub(crate) fn to_raw(object: &CanonicalJsonObject) -> Result<Box<RawValue>, Error> {
+    RawValue::from_string(canonical_text(object).map_err(Error::custom)?)
 }
 
 #[cfg(test)]
@@ -56,6 +36,10 @@ mod tests {
         assert_eq!(
             canonical_bytes(br#"{"b":1.5,"a":{"d":1,"c":2}}"#).unwrap(),
             r#"{"a":{"c":2,"d":1},"b":1.5}"#
+        );
+        assert_eq!(
+            canonical_bytes(br#"{"b":1e20,"a":18446744073709551616,"a":0.1e1}"#).unwrap(),
+            r#"{"a":1.0,"b":1e+20}"#
         );
         assert!(canonical_bytes(b"{").is_err());
     }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::time::Duration;
 use waxwing_model::Event;
-use waxwing_rooms::canonical_object;
-use waxwing_rooms::sign::{POLICY_KEY_ID, merge_signatures, verify_policy};
+use waxwing_rooms::{canonical_object, lenient_object};
+use waxwing_rooms::sign::{POLICY_KEY_ID, verify_policy, with_policy_signature};
 
 use super::{Call, Client, ClientError, path};
 
@@ -48,7 +48,7 @@ impl PolicyServer {
 
     /// Whether the event has its signature.
     pub fn has_signed(&self, event: &Event, version: &RoomVersionId) -> bool {
-        canonical_object(event.json.get())
+        lenient_object(event.json.get())
             .is_ok_and(|object| verify_policy(&object, version, &self.via, &self.key).is_ok())
     }
 }
@@ -73,7 +73,8 @@ impl Client {
         let answer = canonical_object(answer.get()).map_err(|error| nonsense(&error.to_string()))?;
         let only = signature_of(&answer, &policy.via)
             .ok_or_else(|| nonsense("no signature of the policy server"))?;
-        let signed = merge_signatures(event, &only).map_err(|error| nonsense(&error.to_string()))?;
+        let signed = with_policy_signature(event, &policy.via, &only);
+        let signed = signed.map_err(|error| nonsense(&error.to_string()))?;
         if policy.has_signed(&signed, version) {
             Ok(signed)
         } else {
@@ -82,9 +83,7 @@ impl Client {
     }
 }
 
-/// The policy server's signature and nothing else that the answer may hold.
-fn signature_of(answer: &CanonicalJsonObject, via: &ServerName) -> Option<CanonicalJsonObject> {
-    let signature = answer.get(via.as_str())?.as_object()?.get(POLICY_KEY_ID)?.clone();
-    let keys = CanonicalJsonObject::from([(POLICY_KEY_ID.to_owned(), signature)]);
-    Some(CanonicalJsonObject::from([(via.to_string(), CanonicalJsonValue::Object(keys))]))
+/// The policy server's signature, and nothing else that the answer may hold.
+fn signature_of(answer: &CanonicalJsonObject, via: &ServerName) -> Option<CanonicalJsonValue> {
+    answer.get(via.as_str())?.as_object()?.get(POLICY_KEY_ID).cloned()
 }

@@ -366,7 +366,7 @@ fn note_dropped(
 ) {
     tracing::info!(%origin, %room, reason, "an event is dropped");
     metrics::counter!("waxwing_federation_events_received_total", "verdict" => "dropped").increment(1);
-    let pdu = waxwing_rooms::canonical_object(json.get())
+    let pdu = waxwing_rooms::lenient_object(json.get())
         .ok()
         .and_then(|object| waxwing_rooms::parse::pdu_from_object(object, version).ok());
     if let Some(pdu) = pdu {

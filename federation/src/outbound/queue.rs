@@ -3,6 +3,11 @@ use ruma::ServerName;
 
 /// The wait after the first failure: a restart of the other side takes about this long.
 const FIRST_INTERVAL: u64 = 2_000;
+/// The wait after a first failure for which we are perhaps to blame: what was in flight when we went is refused by a server
+/// that could not fetch our key meanwhile, and we are back now.
+pub const SOON: u64 = 250;
+/// An outage that began so shortly before a queue is taken up (milliseconds) perhaps was our own: its wait ends then.
+pub const PERHAPS_OURS: u64 = 60 * 1000;
 /// No wait is longer. A server that returns speaks to us, which ends the wait at once; this is for those that return
 /// silently.
 const MAX_INTERVAL: u64 = 4 * 60 * 60 * 1000;
@@ -39,15 +44,22 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Continues with what the database remembers.
-    pub fn resume(state: &DestinationState) -> Queue {
-        Queue {
+    /// Continues at `now` with what the database remembers. A destination that failed only a moment ago, before this
+    /// server started, is tried again soon; `chance` is drawn from 0 to 1 and spreads many of them.
+    pub fn resume(state: &DestinationState, now: u64, chance: f64) -> Queue {
+        let mut queue = Queue {
             waiting: true,
             failing_since: state.failing_since,
             retry_at: state.retry_at,
             interval: state.interval.unwrap_or(0).min(MAX_INTERVAL),
             ..Queue::default()
+        };
+        if state.failing_since.is_some_and(|since| now.saturating_sub(since) < PERHAPS_OURS) {
+            let soon = now.saturating_add(spread(SOON, chance));
+            queue.retry_at = queue.retry_at.map(|at| at.min(soon));
+            queue.interval = 0;
         }
+        queue
     }
 
     /// There is something to send.
@@ -87,16 +99,20 @@ impl Queue {
     }
 
     /// The transaction was not accepted. `at_least` is the wait that the destination asked for (milliseconds),
-    /// `chance` is drawn from 0 to 1 and spreads the retries of many servers.
-    pub fn failed(&mut self, now: u64, at_least: Option<u64>, chance: f64) {
+    /// `perhaps_ours` whether the failure may be of our making, and is over soon: the first wait is [`SOON`] then. `chance`
+    /// is drawn from 0 to 1 and spreads the retries of many servers.
+    pub fn failed(&mut self, now: u64, at_least: Option<u64>, perhaps_ours: bool, chance: f64) {
         debug_assert!(self.in_flight, "an answer without a question");
         self.in_flight = false;
         self.waiting = true;
         self.failing_since.get_or_insert(now);
-        let doubled = if self.interval == 0 { FIRST_INTERVAL } else { self.interval.saturating_mul(2) };
+        let doubled = match self.interval {
+            0 if perhaps_ours => SOON,
+            0 => FIRST_INTERVAL,
+            before => before.saturating_mul(2),
+        };
         self.interval = doubled.max(at_least.unwrap_or(0)).min(MAX_INTERVAL);
-        let spread = (self.interval as f64 * 0.25 * chance.clamp(0.0, 1.0)) as u64;
-        self.retry_at = Some(now.saturating_add(self.interval).saturating_add(spread));
+        self.retry_at = Some(now.saturating_add(self.interval).saturating_add(spread(self.interval, chance)));
     }
 
     /// The transaction was not tried for a reason of our own (the database was away): try again soon, and hold nothing
@@ -154,6 +170,11 @@ impl Queue {
     }
 }
 
+/// Up to a quarter of a wait.
+fn spread(interval: u64, chance: f64) -> u64 {
+    (interval as f64 * 0.25 * chance.clamp(0.0, 1.0)) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +188,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..16 {
             assert!(matches!(queue.next(now), Next::Send { .. }));
-            queue.failed(now, None, 0.0);
+            queue.failed(now, None, false, 0.0);
             let Next::Wait(at) = queue.next(now) else { panic!("must wait") };
             waits.push(at - now);
             now = at;
@@ -188,7 +209,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.wake();
         queue.next(0);
-        queue.failed(0, Some(10_000), 0.0);
+        queue.failed(0, Some(10_000), true, 0.0);
         assert_eq!(queue.next(1), Next::Wait(10_000));
         assert!(queue.heard_from());
         assert_eq!(queue.next(2 * CATCH_UP_AFTER), Next::Send { catch_up: true });
@@ -199,10 +220,32 @@ mod tests {
         let mut queue = Queue::default();
         queue.wake();
         queue.next(0);
-        queue.failed(0, None, 0.0);
+        let now = 2 * PERHAPS_OURS;
+        queue.failed(0, None, false, 0.0);
+        queue.next(FIRST_INTERVAL);
+        queue.failed(now, None, false, 0.0);
         let name = <&ServerName>::try_from("a.example").unwrap();
-        let mut resumed = Queue::resume(&queue.state(name));
-        assert_eq!(resumed.next(1), Next::Wait(FIRST_INTERVAL));
+        let mut resumed = Queue::resume(&queue.state(name), now + 1, 0.0);
+        assert_eq!(resumed.next(now + 1), Next::Wait(now + 2 * FIRST_INTERVAL));
+    }
+
+    #[test]
+    fn what_failed_when_we_went_is_tried_again_when_we_are_back() {
+        let name = <&ServerName>::try_from("a.example").unwrap();
+        let mut queue = Queue::default();
+        queue.wake();
+        queue.next(0);
+        queue.failed(0, None, false, 1.0);
+        let mut resumed = Queue::resume(&queue.state(name), 500, 0.0);
+        assert!(matches!(resumed.next(500), Next::Send { .. }));
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            resumed.failed(500, None, true, 0.0);
+            let Next::Wait(at) = resumed.next(500) else { panic!("must wait") };
+            waits.push(at - 500);
+            resumed.next(at);
+        }
+        assert_eq!(waits, [SOON, 2 * SOON, 4 * SOON, 8 * SOON, 16 * SOON]);
     }
 
     #[derive(Clone, Debug)]
@@ -210,7 +253,7 @@ mod tests {
         Wake,
         Next,
         Succeed(bool),
-        Fail(Option<u64>, f64),
+        Fail(Option<u64>, bool, f64),
         Postpone,
         Voice,
         Pass(u64),
@@ -221,7 +264,8 @@ mod tests {
             Just(Step::Wake),
             Just(Step::Next),
             any::<bool>().prop_map(Step::Succeed),
-            (proptest::option::of(0u64..1_000_000_000), 0f64..1.0).prop_map(|(a, c)| Step::Fail(a, c)),
+            (proptest::option::of(0u64..1_000_000_000), any::<bool>(), 0f64..1.0)
+                .prop_map(|(a, o, c)| Step::Fail(a, o, c)),
             Just(Step::Postpone),
             Just(Step::Voice),
             (0u64..10_000_000).prop_map(Step::Pass),
@@ -249,10 +293,11 @@ mod tests {
                     Step::Succeed(more) if flying => {
                         queue.succeeded(more); flying = false; owed |= more; not_before = 0;
                     }
-                    Step::Fail(at_least, chance) if flying => {
-                        queue.failed(now, at_least, chance); flying = false; owed = true;
+                    Step::Fail(at_least, ours, chance) if flying => {
+                        queue.failed(now, at_least, ours, chance); flying = false; owed = true;
                         let at = queue.state(<&ServerName>::try_from("a.b").unwrap()).retry_at.unwrap();
-                        prop_assert!(at >= now + FIRST_INTERVAL);
+                        let soonest = now + SOON * if ours { 1 } else { 2 };
+                        prop_assert!(at >= soonest);
                         prop_assert!(at <= now + MAX_INTERVAL + MAX_INTERVAL / 4);
                         not_before = at;
                     }

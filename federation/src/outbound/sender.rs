@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use waxwing_model::{Clock, opaque_id};
 
-use super::queue::{Next, Queue};
+use super::queue::{Next, PERHAPS_OURS, Queue};
 use super::slots::{SLOW_AFTER, Slots};
 use super::volatile::{VolatileEdu, VolatileQueue};
 use crate::client::{Client, ClientError};
@@ -101,6 +101,8 @@ struct Inner {
     client: Client,
     outbox: Arc<dyn Outbox>,
     clock: Clock,
+    /// When this sender was made: with the server, as a rule.
+    since: u64,
     limits: SenderLimits,
     state: Mutex<State>,
     slots: Mutex<Slots>,
@@ -116,7 +118,7 @@ enum Turn {
     /// More is left.
     More,
     /// The destination did not accept.
-    Failed { retry_after: Option<u64> },
+    Failed { retry_after: Option<u64>, perhaps_ours: bool },
     /// The database did not answer.
     Postponed,
 }
@@ -136,7 +138,8 @@ impl Sender {
         let (state, changed) = (Mutex::default(), Notify::new());
         let slots = Mutex::new(Slots::new(limits.parallel));
         let slow = Cache::builder().max_capacity(MAX_SLOW).time_to_live(SLOW_FOR).build();
-        Sender { inner: Arc::new(Inner { client, outbox, clock, limits, state, slots, slow, changed }) }
+        let since = clock.millis();
+        Sender { inner: Arc::new(Inner { client, outbox, clock, since, limits, state, slots, slow, changed }) }
     }
 
     /// There are new rows for a destination.
@@ -292,7 +295,9 @@ impl Inner {
             match state.destinations.get_mut(&destination) {
                 Some(entry) => entry.queue.wake(),
                 None => {
-                    let entry = Destination { queue: Queue::resume(&found), ..Destination::default() };
+                    let (now, chance) = (self.clock.millis(), rand::rng().random_range(0.0..1.0));
+                    let queue = Queue::resume(&found, now, chance);
+                    let entry = Destination { queue, ..Destination::default() };
                     state.destinations.insert(destination.clone(), entry);
                 }
             }
@@ -318,8 +323,8 @@ impl Inner {
                 Turn::Drained => entry.queue.succeeded(!entry.volatile.is_empty()),
                 Turn::More => entry.queue.succeeded(true),
                 Turn::Postponed => entry.queue.postponed(now),
-                Turn::Failed { retry_after } => {
-                    entry.queue.failed(now, retry_after, chance);
+                Turn::Failed { retry_after, perhaps_ours } => {
+                    entry.queue.failed(now, retry_after, perhaps_ours, chance);
                     entry.volatile.forget_typing();
                 }
             }
@@ -360,7 +365,10 @@ impl Inner {
                 tracing::debug!(%destination, %error, "a transaction was not accepted");
                 metrics::counter!("waxwing_federation_transactions_total", "outcome" => "failed")
                     .increment(1);
-                return Turn::Failed { retry_after: wait_asked_for(&error) };
+                return Turn::Failed {
+                    retry_after: wait_asked_for(&error),
+                    perhaps_ours: self.is_perhaps_ours(&error),
+                };
             }
             metrics::counter!("waxwing_federation_transactions_total", "outcome" => "sent").increment(1);
             self.forget_open(destination);
@@ -422,6 +430,13 @@ impl Inner {
         };
         let body = serde_json::value::to_raw_value(&transaction).expect("lists of JSON are JSON");
         Prepared { txn_id, body: Arc::from(body), upto, full }
+    }
+
+    /// Whether a failure may come of our having been away: the other side could not fetch our key (`401`), or remembers
+    /// that it could not reach us.
+    fn is_perhaps_ours(&self, error: &ClientError) -> bool {
+        let unauthorised = error.refusal().is_some_and(|refusal| refusal.status.as_u16() == 401);
+        unauthorised || self.clock.millis().saturating_sub(self.since) < PERHAPS_OURS
     }
 
     fn open(&self, destination: &ServerName) -> Option<Prepared> {

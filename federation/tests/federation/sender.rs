@@ -238,6 +238,36 @@ async fn a_remembered_wait_holds_after_a_restart() {
     until(|| world.rows.left("a.test") == 0).await;
 }
 
+/// What was in flight when we went was answered `401`: the other side could not fetch our key. We are back within a
+/// second, and so is what we had to say.
+#[tokio::test]
+async fn a_wait_that_began_as_we_went_ends_as_we_return() {
+    let mut world = World::new(4);
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tries);
+    world.network.add("a.test", move |_| {
+        let unauthorised = json!({ "errcode": "M_UNAUTHORIZED", "error": "no key" });
+        Some(if count.fetch_add(1, Ordering::SeqCst) == 0 { (401, unauthorised) } else { (200, json!({})) })
+    });
+    world.rows.push("a.test", 1);
+    let now = world.us.clock.millis();
+    let state = DestinationState {
+        destination: name("a.test").to_owned(),
+        failing_since: Some(now - 500),
+        retry_at: Some(now + 2_000),
+        interval: Some(2_000),
+    };
+    world.rows.failures.lock().insert(name("a.test").to_owned(), state);
+    world.run();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    world.us.clock.advance(100);
+    until(|| tries.load(Ordering::SeqCst) == 1).await;
+    until(|| world.rows.failures.lock()[name("a.test")].interval == Some(250)).await;
+    world.us.clock.advance(400);
+    world.sender.wake(name("a.test"));
+    until(|| world.rows.left("a.test") == 0).await;
+}
+
 #[tokio::test]
 async fn volatile_data_goes_out_alone_and_is_forgotten_for_the_dead() {
     let mut world = World::new(4);

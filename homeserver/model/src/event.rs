@@ -51,13 +51,20 @@ struct Fields {
     kind: TimelineEventType,
     #[serde(default)]
     state_key: Option<String>,
-    origin_server_ts: MilliSecondsSinceUnixEpoch,
+    #[serde(deserialize_with = "saturating")]
+    origin_server_ts: UInt,
+    #[serde(deserialize_with = "saturating")]
     depth: UInt,
     prev_events: Vec<Reference>,
     auth_events: Vec<Reference>,
     #[serde(default)]
     redacts: Option<Redacts>,
     content: Box<RawValue>,
+}
+
+/// Rooms of versions 1 to 5 have integers of more than 53 bits here. They are only claims.
+fn saturating<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<UInt, D::Error> {
+    u64::deserialize(deserializer).map(UInt::new_saturating)
 }
 
 /// No room version checks this field, so another value makes no other event of it, only none that redacts.
@@ -121,7 +128,7 @@ impl Event {
             sender: fields.sender,
             kind: fields.kind,
             state_key: fields.state_key,
-            origin_server_ts: fields.origin_server_ts,
+            origin_server_ts: MilliSecondsSinceUnixEpoch(fields.origin_server_ts),
             depth: fields.depth,
             prev_events: fields.prev_events.into_iter().map(Into::into).collect(),
             auth_events: fields.auth_events.into_iter().map(Into::into).collect(),

@@ -155,6 +155,8 @@ pub struct PduView<E> {
     auth_events: Option<Vec<OwnedEventId>>,
     /// In place of the event's own.
     state_key: Option<String>,
+    /// In place of the event's own: power levels as integers.
+    content: Option<Box<RawValue>>,
 }
 
 impl<E: Borrow<Event>> PduView<E> {
@@ -167,7 +169,11 @@ impl<E: Borrow<Event>> PduView<E> {
             .as_deref()
             .filter(|_| version::has_owned_state(version))
             .map(|key| owned::disguised(&shown.kind, key, version).into_owned());
-        PduView { event, rejected, has_room_id, auth_events: None, state_key }
+        let has_odd_levels = || rules_or_unknown(version).is_ok_and(|r| !r.authorization.strict_canonical_json);
+        let content = (shown.kind == TimelineEventType::RoomPowerLevels && has_odd_levels())
+            .then(|| crate::power::whole_levels(&shown.content))
+            .flatten();
+        PduView { event, rejected, has_room_id, auth_events: None, state_key, content }
     }
 
     pub(crate) fn with_auth_events(self, auth_events: Vec<OwnedEventId>) -> PduView<E> {
@@ -217,7 +223,7 @@ impl<E: Borrow<Event>> ResEvent for PduView<E> {
     }
 
     fn content(&self) -> &RawValue {
-        &self.event.borrow().content
+        self.content.as_deref().unwrap_or(&self.event.borrow().content)
     }
 
     fn state_key(&self) -> Option<&str> {

@@ -6,7 +6,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::room_version_rules::{EventIdFormatVersion, EventsReferenceFormatVersion, RoomVersionRules};
-use ruma::signatures::reference_hash;
 use ruma::{
     EventId, Int, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
     ServerName, UInt,
@@ -17,9 +16,10 @@ use waxwing_model::{Event, state_key};
 
 use crate::KeyPair;
 use crate::auth::{AuthError, AuthMap, auth_types_for};
-use crate::canonical::{CanonicalError, canonical_object, canonical_text};
+use crate::canonical::{CanonicalError, canonical_object, canonical_text, lenient_object};
 use crate::format::{Counts, FormatError, MAX_PDU_BYTES};
-use crate::parse::{DropReason, pdu_from_object, raw_canonical};
+use crate::hash::reference_hash;
+use crate::parse::{DropReason, object_of, pdu_from_object, raw_canonical};
 use crate::sign::{SignError, hash_and_sign_event};
 use crate::version::{UnknownVersion, rules_or_unknown};
 
@@ -166,7 +166,7 @@ pub fn finish_template(
         ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
     const KEPT_CONTENT: [&str; 2] = ["membership", "join_authorised_via_users_server"];
     let rules = rules_or_unknown(&request.version)?;
-    let mut object = canonical_object(template.get())?;
+    let mut object = object_of(template, rules)?;
     object.retain(|field, _| KEPT.contains(&field.as_str()));
     let is = |field: &str, value: &str| object.get(field).and_then(CanonicalJsonValue::as_str) == Some(value);
     if !is("type", "m.room.member") {
@@ -325,7 +325,7 @@ pub fn reference_hash_of(event: &Event, version: &RoomVersionId) -> Result<Strin
 }
 
 fn reference_hash_by(event: &Event, rules: &RoomVersionRules) -> Result<String, BuildError> {
-    let object = canonical_object(event.json.get())?;
+    let object = lenient_object(event.json.get())?;
     Ok(reference_hash(&object, rules).map_err(|error| DropReason::Hash(error.to_string()))?)
 }
 

@@ -2,12 +2,28 @@
 //!
 //! Two servers that read the same bytes must see the same object, so a repeated key is an error here and not "the last
 //! one wins"; so are floats, exponents, `-0` and integers beyond 53 bits. Rooms of versions 1 to 5 may hold events
-//! with such numbers; those events are refused too, as no two servers agree on the bytes to hash.
+//! with such numbers: [`lenient_object`] reads those, and keeps each number as the text that is hashed and signed
+//! ([`number`]).
+
+mod lenient;
+mod number;
+
+pub use lenient::{collapsed_text, lenient_object};
+pub(crate) use number::big_integer;
 
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, Int};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use std::collections::btree_map::Entry;
 use std::fmt;
+
+/// Begins strings of a [`CanonicalJsonValue`] that are not what they seem: [`NUMBER`] and a number's text, or [`TEXT`] and
+/// a string that really begins like this. No character by the Unicode standard, so real strings hardly ever do.
+const MARK: char = '\u{10ffff}';
+/// A number that [`CanonicalJsonValue`] has no place for follows.
+const NUMBER: char = '#';
+/// A string follows.
+const TEXT: char = '$';
 
 /// The text is not a JSON object in the canonical subset.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +49,73 @@ pub fn canonical_object(json: &str) -> Result<CanonicalJsonObject, CanonicalErro
 
 /// Writes an object in canonical form.
 pub fn canonical_text(object: &CanonicalJsonObject) -> Result<String, CanonicalError> {
-    serde_json::to_string(object).map_err(CanonicalError::new)
+    let text = if has_marks(object) {
+        serde_json::to_string(&WrittenObject(object))
+    } else {
+        serde_json::to_string(object)
+    };
+    text.map_err(CanonicalError::new)
+}
+
+/// Whether some string of an object is not what it seems: only [`canonical_text`] writes such an object as it is.
+pub(crate) fn has_marks(object: &CanonicalJsonObject) -> bool {
+    object.values().any(is_marked)
+}
+
+fn is_marked(value: &CanonicalJsonValue) -> bool {
+    match value {
+        CanonicalJsonValue::String(text) => text.starts_with(MARK),
+        CanonicalJsonValue::Array(list) => list.iter().any(is_marked),
+        CanonicalJsonValue::Object(object) => has_marks(object),
+        _ => false,
+    }
+}
+
+/// A string as a value.
+fn string(text: String) -> CanonicalJsonValue {
+    if text.starts_with(MARK) { format!("{MARK}{TEXT}{text}").into() } else { text.into() }
+}
+
+/// Writes a value, what is marked as what it stands for.
+struct Written<'a>(&'a CanonicalJsonValue);
+
+struct WrittenObject<'a>(&'a CanonicalJsonObject);
+
+impl Serialize for Written<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            CanonicalJsonValue::String(text) => match text.strip_prefix(MARK) {
+                Some(rest) => match (rest.strip_prefix(TEXT), rest.strip_prefix(NUMBER)) {
+                    (Some(text), _) => serializer.serialize_str(text),
+                    (_, Some(digits)) if number::written(digits).as_deref() == Some(digits) => {
+                        let raw = serde_json::value::RawValue::from_string(digits.to_owned());
+                        raw.map_err(serde::ser::Error::custom)?.serialize(serializer)
+                    }
+                    _ => serializer.serialize_str(text),
+                },
+                None => serializer.serialize_str(text),
+            },
+            CanonicalJsonValue::Array(list) => {
+                let mut seq = serializer.serialize_seq(Some(list.len()))?;
+                for value in list {
+                    seq.serialize_element(&Written(value))?;
+                }
+                seq.end()
+            }
+            CanonicalJsonValue::Object(object) => WrittenObject(object).serialize(serializer),
+            other => other.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for WrittenObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (key, value) in self.0 {
+            map.serialize_entry(key, &Written(value))?;
+        }
+        map.end()
+    }
 }
 
 struct Strict;
@@ -74,11 +156,11 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(CanonicalJsonValue::String(value.to_owned()))
+        Ok(string(value.to_owned()))
     }
 
     fn visit_string<E: Error>(self, value: String) -> Result<Self::Value, E> {
-        Ok(CanonicalJsonValue::String(value))
+        Ok(string(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {

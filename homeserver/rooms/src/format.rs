@@ -5,7 +5,7 @@ use ruma::RoomVersionId;
 use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
 use ruma::room_version_rules::{EventsReferenceFormatVersion, RoomVersionRules};
 
-use crate::canonical::canonical_text;
+use crate::canonical::{big_integer, canonical_text};
 use crate::version::{UnknownVersion, rules_or_unknown};
 
 /// A whole PDU as canonical JSON, signatures included.
@@ -127,6 +127,8 @@ fn required_string<'a>(object: &'a CanonicalJsonObject, field: &'static str) -> 
 fn unsigned_integer(object: &CanonicalJsonObject, field: &'static str) -> Result<(), FormatError> {
     match object.get(field) {
         Some(CanonicalJsonValue::Integer(value)) if i64::from(*value) >= 0 => Ok(()),
+        // Only events of rooms of versions 1 to 5 are read with one.
+        Some(value) if big_integer(value).is_some_and(|value| value >= 0) => Ok(()),
         _ => Err(FormatError::Field(field)),
     }
 }

@@ -5,7 +5,7 @@ use ruma::RoomVersionId;
 use ruma::events::StateEventType;
 use waxwing_model::{Event, StateKey};
 
-use crate::canonical::canonical_object;
+use crate::canonical::lenient_object;
 use crate::format::{self, Counts};
 use crate::parse::pdu_from_object;
 use crate::resolve::StateMap;
@@ -13,7 +13,7 @@ use crate::state_tree::{self, Node, NodeId, Nodes};
 
 /// The fields of an event are those of its JSON, its id is that of its JSON, and it is within the limits.
 pub fn event_is_sound(event: &Event, version: &RoomVersionId) -> Result<(), String> {
-    let object = canonical_object(event.json.get()).map_err(|error| error.to_string())?;
+    let object = lenient_object(event.json.get()).map_err(|error| error.to_string())?;
     format::check(&object, version, Counts::Unlimited).map_err(|error| error.to_string())?;
     let again = pdu_from_object(object, version).map_err(|error| error.to_string())?.event;
     if again.event_id != event.event_id {

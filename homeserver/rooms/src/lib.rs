@@ -12,6 +12,7 @@ pub mod build;
 mod canonical;
 pub mod client_json;
 pub mod format;
+mod hash;
 pub mod invariants;
 pub mod key_pair;
 pub mod owned;
@@ -32,7 +33,7 @@ mod tests;
 
 pub use auth::{AuthError, AuthMap, Judged};
 pub use build::{BuildError, EventDraft, PrevEvent, RoomContext};
-pub use canonical::{CanonicalError, canonical_object};
+pub use canonical::{CanonicalError, canonical_object, canonical_text, collapsed_text, lenient_object};
 pub use key_pair::KeyPair;
 pub use parse::{DropReason, Pdu, parse_pdu};
 pub use power::PowerLevels;

@@ -1,12 +1,12 @@
 //! From bytes to an event: the first check performed on receipt of a PDU.
 //! <https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu>
 
-use crate::canonical::{CanonicalError, canonical_object, canonical_text};
+use crate::canonical::{CanonicalError, canonical_object, canonical_text, lenient_object};
 use crate::format::{self, Counts, FormatError, MAX_PDU_BYTES};
+use crate::hash::reference_hash;
 use crate::version::{UnknownVersion, rules_or_unknown};
 use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
 use ruma::room_version_rules::RoomVersionRules;
-use ruma::signatures::reference_hash;
 use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId};
 use serde_json::value::RawValue;
 use waxwing_model::{Event, EventParseError};
@@ -51,9 +51,22 @@ pub fn parse_pdu(raw: &RawValue, version: &RoomVersionId, counts: Counts) -> Res
     if raw.get().len() > MAX_RAW_BYTES {
         return Err(FormatError::TooLarge(raw.get().len()).into());
     }
-    let object = canonical_object(raw.get())?;
+    let object = object_of(raw, rules_or_unknown(version)?)?;
     format::check(&object, version, counts)?;
     pdu_from_object(object, version)
+}
+
+/// The JSON of a PDU. Numbers of every kind are part of rooms of versions 1 to 5; later ones know only integers of 53 bits.
+/// <https://spec.matrix.org/v1.19/rooms/v6/#canonical-json>
+pub(crate) fn object_of(
+    raw: &RawValue,
+    rules: &RoomVersionRules,
+) -> Result<CanonicalJsonObject, CanonicalError> {
+    if rules.authorization.strict_canonical_json {
+        canonical_object(raw.get())
+    } else {
+        lenient_object(raw.get())
+    }
 }
 
 /// An event from an object in federation format that has been checked, or that this server made.
@@ -69,7 +82,7 @@ pub fn pdu_from_object(mut object: CanonicalJsonObject, version: &RoomVersionId)
 }
 
 /// Writes an object in canonical form.
-pub(crate) fn raw_canonical(object: &CanonicalJsonObject) -> Result<Box<RawValue>, CanonicalError> {
+pub fn raw_canonical(object: &CanonicalJsonObject) -> Result<Box<RawValue>, CanonicalError> {
     RawValue::from_string(canonical_text(object)?).map_err(CanonicalError::new)
 }
 
@@ -120,7 +133,7 @@ pub(crate) fn redacts(object: &CanonicalJsonObject, rules: &RoomVersionRules) ->
 /// The event that an event redacts, by the rules of its room version; [`Event::redacts`] alone may be what an event
 /// read from its stored JSON says in the wrong place.
 pub fn redaction_target(event: &Event, version: &RoomVersionId) -> Option<OwnedEventId> {
-    redacts(&canonical_object(event.json.get()).ok()?, rules_or_unknown(version).ok()?)
+    redacts(&lenient_object(event.json.get()).ok()?, rules_or_unknown(version).ok()?)
 }
 
 pub(crate) fn text<'a>(object: &'a CanonicalJsonObject, field: &str) -> Option<&'a str> {

@@ -5,8 +5,10 @@ use ruma::events::TimelineEventType;
 use ruma::events::room::power_levels::UserPowerLevel;
 use ruma::room_version_rules::AuthorizationRules;
 use ruma::serde::deserialize_v1_powerlevel;
+use ruma::state_res::Event as _;
 use ruma::state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent};
 use ruma::{Int, OwnedUserId, RoomVersionId, UserId};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashSet};
 use waxwing_model::Event;
@@ -58,15 +60,16 @@ impl PowerLevels {
         rules: &AuthorizationRules,
     ) -> Result<PowerLevels, String> {
         let creators = RoomCreateEvent::new(PduView::new(create, false, version)).creators(rules)?;
-        let content: Map<String, Value> = match levels {
-            Some(event) => event.content_as().map_err(|error| error.to_string())?,
+        let levels = levels.map(|event| PduView::new(event, false, version));
+        let content: Map<String, Value> = match &levels {
+            Some(event) => serde_json::from_str(event.content().get()).map_err(|error| error.to_string())?,
             None => Map::new(),
         };
         let int = |field: &str, default: i32| match content.get(field) {
             Some(level) => read_level(level, rules).map_err(|error| format!("{field}: {error}")),
             None => Ok(default.into()),
         };
-        let levels = levels.map(|event| RoomPowerLevelsEvent::new(PduView::new(event, false, version)));
+        let levels = levels.map(RoomPowerLevelsEvent::new);
         let (users, events, notifications) = match &levels {
             Some(l) => (
                 l.users(rules)?.cloned().unwrap_or_default(),
@@ -201,4 +204,46 @@ fn read_level(level: &Value, rules: &AuthorizationRules) -> Result<Int, serde_js
     } else {
         deserialize_v1_powerlevel(level)
     }
+}
+
+/// Rooms of versions 1 to 5 may have levels that are floats, which count without their fraction, and levels beyond 53 bits,
+/// above and below which there is nothing. The content with such levels as integers; `None` if there are none.
+/// <https://spec.matrix.org/v1.19/rooms/v1/#mroompower_levels-events-accept-values-as-strings>
+pub(crate) fn whole_levels(content: &RawValue) -> Option<Box<RawValue>> {
+    if !has_odd_numbers(content.get()) {
+        return None;
+    }
+    let mut levels: Map<String, Value> = serde_json::from_str(content.get()).ok()?;
+    for (field, value) in &mut levels {
+        match (field.as_str(), value) {
+            ("users" | "events" | "notifications", Value::Object(more)) => {
+                more.values_mut().for_each(make_whole);
+            }
+            (_, value) => make_whole(value),
+        }
+    }
+    serde_json::value::to_raw_value(&levels).ok()
+}
+
+/// Whether there may be a float or a large integer: a digit before a point or an exponent, or many digits.
+fn has_odd_numbers(json: &str) -> bool {
+    const LARGE: usize = 16;
+    let mut digits = 0_usize;
+    json.bytes().any(|byte| {
+        let odd = digits > 0 && matches!(byte, b'.' | b'e' | b'E');
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        odd || digits >= LARGE
+    })
+}
+
+fn make_whole(level: &mut Value) {
+    let Value::Number(number) = &*level else { return };
+    let most = i64::from(Int::MAX);
+    let whole = match (number.as_i64(), number.as_f64()) {
+        (Some(whole), _) => whole.clamp(-most, most),
+        // `as` cuts off the fraction and stops at the limits.
+        (None, Some(float)) => (float as i64).clamp(-most, most),
+        (None, None) => return,
+    };
+    *level = whole.into();
 }

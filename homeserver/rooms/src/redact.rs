@@ -4,7 +4,7 @@ use ruma::RoomVersionId;
 use ruma::canonical_json::{CanonicalJsonObject, RedactedBecause};
 use waxwing_model::Event;
 
-use crate::canonical::canonical_object;
+use crate::canonical::lenient_object;
 use crate::parse::{DropReason, raw_canonical, redaction_target};
 use crate::power::PowerLevels;
 use crate::version::{UnknownVersion, rules_or_unknown};
@@ -41,10 +41,10 @@ pub fn redact_event(
     because: Option<&Event>,
 ) -> Result<Event, RedactError> {
     let rules = rules_or_unknown(version)?;
-    let object = canonical_object(event.json.get()).map_err(DropReason::from)?;
+    let object = lenient_object(event.json.get()).map_err(DropReason::from)?;
     let because = match because {
         Some(because) => {
-            let because = canonical_object(because.json.get()).map_err(DropReason::from)?;
+            let because = lenient_object(because.json.get()).map_err(DropReason::from)?;
             Some(RedactedBecause::from_json(because))
         }
         None => None,

@@ -1,13 +1,10 @@
 //! Hashes and signatures of events, and signatures of other JSON.
 //! <https://spec.matrix.org/v1.19/server-server-api/#signing-events>
 
-use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue, RedactingSerializer};
-use ruma::room_version_rules::RoomVersionRules;
+use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
 use ruma::serde::Base64;
 use ruma::serde::base64::Standard;
-use ruma::signatures::{
-    PublicKeyMap, PublicKeySet, VerificationError, content_hash, verify_canonical_json_bytes,
-};
+use ruma::signatures::{PublicKeyMap, PublicKeySet, VerificationError, verify_canonical_json_bytes};
 use ruma::{
     OwnedEventId, OwnedServerName, OwnedServerSigningKeyId, RoomVersionId, ServerName, SigningKeyAlgorithm,
     UserId,
@@ -16,7 +13,8 @@ use std::collections::BTreeSet;
 use waxwing_model::Event;
 
 use crate::KeyPair;
-use crate::canonical::canonical_object;
+use crate::canonical::lenient_object;
+use crate::hash::{self, HashError, signed_text};
 use crate::parse::{DropReason, raw_canonical};
 use crate::version::{UnknownVersion, rules_or_unknown};
 
@@ -58,6 +56,9 @@ pub enum SignError {
     /// The object can't be hashed or serialised.
     #[error("can't be serialised: {0}")]
     Json(#[from] ruma::signatures::JsonError),
+    /// The same, of an event.
+    #[error(transparent)]
+    Hash(#[from] HashError),
     /// The room version is unknown.
     #[error(transparent)]
     Version(#[from] UnknownVersion),
@@ -173,7 +174,7 @@ pub fn verify_event(
     let claimed = claimed.and_then(|hashes| hashes.get("sha256")).and_then(CanonicalJsonValue::as_str);
     let claimed = Base64::<Standard>::parse(claimed.ok_or(SignError::Malformed("hashes"))?);
     if claimed
-        .is_ok_and(|claimed| content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours.as_bytes()))
+        .is_ok_and(|claimed| hash::content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours))
     {
         return Ok(Verified::All);
     }
@@ -205,15 +206,6 @@ pub fn verify_policy(
         Some(signature) => verify_one(via, POLICY_KEY_ID, signature, public_key, &signed),
         None => Err(SignError::Unsigned(via.to_owned())),
     }
-}
-
-/// The text that an event's signatures are over: its redacted form without `signatures` and `unsigned`.
-fn signed_text(object: &CanonicalJsonObject, rules: &RoomVersionRules) -> Result<String, SignError> {
-    RedactingSerializer::new()
-        .rules(&rules.redaction)
-        .custom_redacted_root_fields(&["signatures", "unsigned"])
-        .serialize(object)
-        .map_err(|error| SignError::Json(error.into()))
 }
 
 fn verify_for(
@@ -257,8 +249,8 @@ pub fn hash_and_sign_event(
     key: &KeyPair,
 ) -> Result<(), SignError> {
     let rules = rules_or_unknown(version)?;
-    ruma::signatures::hash_and_sign_event(server.as_str(), &key.key().pair, object, &rules.redaction)?;
-    Ok(())
+    hash::add_content_hash(object)?;
+    Ok(hash::add_signature(object, rules, server, key)?)
 }
 
 /// Adds a signature of `server` to another server's event, as for an invite or a restricted join.
@@ -270,14 +262,39 @@ pub fn sign_event(
     key: &KeyPair,
 ) -> Result<(), SignError> {
     let rules = rules_or_unknown(version)?;
-    ruma::signatures::sign_event(server.as_str(), &key.key().pair, object, &rules.redaction)?;
-    Ok(())
+    Ok(hash::add_signature(object, rules, server, key)?)
 }
 
 /// The same event with more signatures, as a policy server or an invited server returned them. A signature that is
 /// there already is kept, never replaced. The id does not depend on signatures and stays.
 pub fn merge_signatures(event: &Event, more: &CanonicalJsonObject) -> Result<Event, DropReason> {
-    let mut object = canonical_object(event.json.get())?;
+    merged(event, lenient_object(event.json.get())?, more)
+}
+
+/// The same event with the signature of a room's policy server, in the place of an older one of that server: its key may
+/// be another by now. Other signatures stay.
+/// <https://spec.matrix.org/v1.19/server-server-api/#validating-policy-server-signatures>
+pub fn with_policy_signature(
+    event: &Event,
+    via: &ServerName,
+    signature: &CanonicalJsonValue,
+) -> Result<Event, DropReason> {
+    let mut object = lenient_object(event.json.get())?;
+    if let Some(CanonicalJsonValue::Object(signatures)) = object.get_mut("signatures")
+        && let Some(CanonicalJsonValue::Object(theirs)) = signatures.get_mut(via.as_str())
+    {
+        theirs.remove(POLICY_KEY_ID);
+    }
+    let keys = CanonicalJsonObject::from([(POLICY_KEY_ID.to_owned(), signature.clone())]);
+    let more = CanonicalJsonObject::from([(via.to_string(), CanonicalJsonValue::Object(keys))]);
+    merged(event, object, &more)
+}
+
+fn merged(
+    event: &Event,
+    mut object: CanonicalJsonObject,
+    more: &CanonicalJsonObject,
+) -> Result<Event, DropReason> {
     let signatures =
         object.entry("signatures".to_owned()).or_insert_with(|| CanonicalJsonObject::new().into());
     if let CanonicalJsonValue::Object(signatures) = signatures {

@@ -37,6 +37,7 @@ mod letters;
 mod media;
 mod neighbours;
 mod node;
+mod policy;
 mod postgres;
 mod presence;
 mod proxy;

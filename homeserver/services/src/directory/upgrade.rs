@@ -7,7 +7,7 @@ use crate::timeline::append::{append, state_events};
 use crate::timeline::effects::power_at;
 use crate::timeline::membership::profile_content;
 use crate::timeline::{
-    Author, CreateRoom, Draft, Preset, RoomPlan, Timeline, TimelineError, must_be_joined, raw,
+    Approvals, Author, CreateRoom, Draft, Origin, Preset, RoomPlan, Timeline, TimelineError, must_be_joined, raw,
 };
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -36,6 +36,9 @@ const COPIED: &[&str] = &[
 const MAX_PARENTS: usize = 20;
 /// State events taken over at most: bans and the children of a space come last.
 const MAX_COPIED: usize = 200;
+/// Policy servers asked during one upgrade: for three events of the old room and two of each space; and again where one
+/// of them has moved on meanwhile.
+const MAX_ASKED: usize = 100;
 /// What may set the tombstone in a room whose creators stand above all levels.
 const TOMBSTONE: i64 = 150;
 /// What a creator has where creators do not stand above all levels.
@@ -113,6 +116,7 @@ impl Directory {
         if version::rules(&to).is_none() {
             return Err(TimelineError::UnsupportedVersion(to.to_string()).into());
         }
+        let origin = Origin::new(&self.core, &to)?;
         let parents = self.parents(room).await?;
         let profile = profile_content(&self.core, &author.user).await?;
         let mut rooms = parents.clone();
@@ -124,15 +128,33 @@ impl Directory {
             additional_creators,
             profile,
             parents,
+            origin,
+            approvals: Approvals::default(),
         };
         let input = Arc::new((self.timeline.clone(), upgrade));
-        self.core
-            .store
-            .write("upgrade room", rooms, move |tx| {
-                let input = Arc::clone(&input);
-                Box::pin(async move { input.1.run(&input.0, tx).await })
-            })
-            .await
+        for _ in 0..MAX_ASKED {
+            let write = Arc::clone(&input);
+            let done = self
+                .core
+                .store
+                .write("upgrade room", rooms.clone(), move |tx| {
+                    let input = Arc::clone(&write);
+                    Box::pin(async move { input.1.run(&input.0, tx).await })
+                })
+                .await;
+            let Err(DirectoryError::Timeline(TimelineError::Unapproved(unapproved))) = done else {
+                return done;
+            };
+            if let Err(error) = self.timeline.ask_policy(&unapproved).await {
+                let needed = unapproved.event().is_state_of(&StateEventType::RoomTombstone, "");
+                if needed && unapproved.event().room_id == room {
+                    return Err(error.into());
+                }
+                tracing::info!(%room, %error, kind = %unapproved.event().kind, "part of an upgrade is left out");
+                unapproved.give_up();
+            }
+        }
+        Err(TimelineError::Raced.into())
     }
 
     /// The spaces that the room names as its parents, those that this server knows.
@@ -159,6 +181,10 @@ struct Upgrade {
     additional_creators: Vec<OwnedUserId>,
     profile: Map<String, Value>,
     parents: Vec<OwnedRoomId>,
+    /// What the new room begins with, the same in each run.
+    origin: Origin,
+    /// What the policy servers of the old room and of its spaces say.
+    approvals: Approvals,
 }
 
 impl Upgrade {
@@ -171,7 +197,7 @@ impl Upgrade {
         }
         let levels = levels_for(&old, &self.to, &self.author.user, &self.additional_creators);
         let wanted = self.wanted(&old, &levels);
-        let plan = RoomPlan::of(timeline, wanted, self.to.clone(), self.profile.clone())?;
+        let plan = RoomPlan::of(timeline, wanted, self.to.clone(), self.origin.clone(), self.profile.clone())?;
         let new = plan.run(core, tx).await?;
         self.settle_levels(core, tx, &new, levels).await?;
         let tombstone = json!({ "body": "This room has been replaced", "replacement_room": new });
@@ -258,7 +284,7 @@ impl Upgrade {
         if content.is_empty() || !old.may_set(&self.author.user, &kind) {
             return Ok(());
         }
-        self.set(core, tx, &self.room, kind.clone(), "", &json!({})).await?;
+        self.set_if_allowed(core, tx, &self.room, kind.clone(), "", &json!({})).await?;
         self.set_if_allowed(core, tx, new, kind, "", &Value::Object(content)).await
     }
 
@@ -308,7 +334,8 @@ impl Upgrade {
         key: &str,
         content: &Value,
     ) -> Result<(), DirectoryError> {
-        let draft = Draft::state(self.author.user.clone(), kind, key, raw(content)?);
+        let mut draft = Draft::state(self.author.user.clone(), kind, key, raw(content)?);
+        draft.approvals = self.approvals.clone();
         append(core, tx, room, &draft).await?;
         Ok(())
     }

@@ -73,7 +73,7 @@ impl Federation {
         let mut object = pdu.object;
         sign::sign_event(&mut object, room_version, &self.core.server_name, &self.core.key)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
-        let signed = serde_json::value::to_raw_value(&object)
+        let signed = parse::raw_canonical(&object)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
         // In a room of ours it arrives in a transaction, with its place in the graph.
         if resident.is_none() && verdict == InviteVerdict::Allow {

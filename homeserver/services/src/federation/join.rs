@@ -177,7 +177,8 @@ impl Federation {
         let chain = self.auth_chain(&row, &with_join).await?;
         let in_state: BTreeSet<&OwnedEventId> = state.iter().map(|stored| &stored.event.event_id).collect();
         Ok(Joined {
-            event: signed,
+            // With the signature of the room's policy server, where it has one.
+            event: raw(&stored),
             auth_chain: chain
                 .iter()
                 .filter(|stored| !omit_members || !in_state.contains(&stored.event.event_id))
@@ -221,7 +222,7 @@ impl Federation {
         let mut object = pdu.object;
         sign::sign_event(&mut object, &row.version, &self.core.server_name, &self.core.key)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
-        serde_json::value::to_raw_value(&object)
+        parse::raw_canonical(&object)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))
     }
 

@@ -2,7 +2,7 @@
 
 use super::effects;
 use super::error::TimelineError;
-use super::policy::{self, Approval};
+use super::policy::{self, Approvals};
 use crate::Core;
 use ruma::events::TimelineEventType;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UInt};
@@ -35,7 +35,7 @@ pub struct Draft {
     /// For how long the event is sticky, milliseconds (MSC4354).
     pub sticky_ms: Option<u32>,
     /// What the room's policy server signed.
-    pub(super) approval: Approval,
+    pub(crate) approvals: Approvals,
 }
 
 impl Draft {
@@ -49,7 +49,7 @@ impl Draft {
             redacts: None,
             timestamp: None,
             sticky_ms: None,
-            approval: Approval::default(),
+            approvals: Approvals::default(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Draft {
             redacts: None,
             timestamp: None,
             sticky_ms: None,
-            approval: Approval::default(),
+            approvals: Approvals::default(),
         }
     }
 
@@ -188,7 +188,7 @@ pub(crate) async fn append(
 ) -> Result<Arc<Event>, TimelineError> {
     let row = room_row(tx, room).await?;
     let event = prepare(core, tx, &row, draft.event_draft(core)).await?;
-    let event = policy::approved(core, tx, &row, &draft.approval, event).await?;
+    let event = policy::approved(core, tx, &row, &draft.approvals, event).await?;
     append_built(core, tx, row, Arc::clone(&event)).await?;
     Ok(event)
 }

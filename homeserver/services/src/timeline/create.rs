@@ -84,7 +84,8 @@ impl Timeline {
             self.invite_allowed(&wanted.author.user, user).await?;
         }
         let profile = super::membership::profile_content(&self.core, &wanted.author.user).await?;
-        let plan = Arc::new(Plan::of(self, wanted, version, profile)?);
+        let origin = Origin::new(&self.core, &version)?;
+        let plan = Arc::new(Plan::of(self, wanted, version, origin, profile)?);
         let core = self.core.clone();
         self.core
             .store
@@ -96,19 +97,42 @@ impl Timeline {
     }
 }
 
+/// What the id of a new room is made of. The same twice makes the same room, if the rest is the same too.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// The id, for a room whose id is not the hash of its first event.
+    room_id: Option<OwnedRoomId>,
+    /// When it is made.
+    at: MilliSecondsSinceUnixEpoch,
+}
+
+impl Origin {
+    /// For a new room of this version, now.
+    pub(crate) fn new(core: &crate::Core, version: &RoomVersionId) -> Result<Origin, TimelineError> {
+        let hashed = version::rules(version).is_some_and(|r| r.authorization.room_create_event_id_as_room_id);
+        let room_id = if hashed {
+            None
+        } else {
+            let text = format!("!{}:{}", waxwing_model::opaque_id(18), core.server_name);
+            Some(OwnedRoomId::try_from(text).map_err(|error| TimelineError::Internal(error.to_string()))?)
+        };
+        Ok(Origin { room_id, at: core.clock.now() })
+    }
+}
+
 /// The events of the new room in their order, but for the create event.
 pub(crate) struct Plan {
     version: RoomVersionId,
     creator: OwnedUserId,
     create: Box<RawValue>,
-    room_id: Option<OwnedRoomId>,
+    origin: Origin,
     drafts: Vec<Draft>,
     alias: Option<OwnedRoomAliasId>,
     published: bool,
 }
 
 impl Plan {
-    /// The events that make the room that is wanted. `profile` is what the creator's member event says beside the
+    /// The events that make the room that is wanted, beginning at `origin`. `profile` is what the creator's member event says beside the
     /// membership.
     ///
     /// # Errors
@@ -117,19 +141,12 @@ impl Plan {
         timeline: &Timeline,
         wanted: CreateRoom,
         version: RoomVersionId,
+        origin: Origin,
         profile: Map<String, Value>,
     ) -> Result<Plan, TimelineError> {
         let creator = wanted.author.user.clone();
         let create = create_content(&wanted, &version)?;
         let is_space = create.get("type").and_then(Value::as_str) == Some("m.space");
-        let hashed =
-            version::rules(&version).is_some_and(|r| r.authorization.room_create_event_id_as_room_id);
-        let room_id = if hashed {
-            None
-        } else {
-            let text = format!("!{}:{}", waxwing_model::opaque_id(18), timeline.core.server_name);
-            Some(OwnedRoomId::try_from(text).map_err(|error| TimelineError::Internal(error.to_string()))?)
-        };
         let mut state = StatePlan { creator: creator.clone(), drafts: Vec::new() };
         let mut member = profile;
         member.insert("membership".to_owned(), "join".into());
@@ -182,7 +199,7 @@ impl Plan {
             version,
             creator,
             create: raw(&create)?,
-            room_id,
+            origin,
             drafts: state.drafts,
             alias: wanted.alias,
             published: wanted.published,
@@ -224,7 +241,7 @@ impl Plan {
     /// The create event. Where its hash is the id of the room, two that are alike in the same millisecond would be one
     /// room: the later one is dated a little later.
     async fn append_create(&self, core: &crate::Core, tx: &mut Tx) -> Result<Arc<Event>, TimelineError> {
-        let MilliSecondsSinceUnixEpoch(now) = core.clock.now();
+        let Origin { room_id, at: MilliSecondsSinceUnixEpoch(at) } = &self.origin;
         for later in 0..MOST_ALIKE {
             let draft = waxwing_rooms::EventDraft {
                 kind: TimelineEventType::RoomCreate,
@@ -232,11 +249,11 @@ impl Plan {
                 state_key: Some(String::new()),
                 sender: self.creator.clone(),
                 redacts: None,
-                origin_server_ts: MilliSecondsSinceUnixEpoch(now.saturating_add(later.into())),
+                origin_server_ts: MilliSecondsSinceUnixEpoch(at.saturating_add(later.into())),
                 sticky_ms: None,
             };
-            match append_create(core, tx, &self.version, self.room_id.clone(), draft).await {
-                Err(TimelineError::RoomInUse) if self.room_id.is_none() => {}
+            match append_create(core, tx, &self.version, room_id.clone(), draft).await {
+                Err(TimelineError::RoomInUse) if room_id.is_none() => {}
                 appended => return appended,
             }
         }

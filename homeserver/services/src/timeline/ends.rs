@@ -10,6 +10,7 @@ use super::append::{
 };
 use super::error::TimelineError;
 use super::persist::state_moved;
+use super::policy::{self, Approvals};
 use super::resolve::{resolve_roots, state_after};
 use crate::Core;
 use ruma::events::TimelineEventType;
@@ -36,38 +37,44 @@ struct Joint {
     before: NodeId,
     /// The state of the room with them joined.
     after: NodeId,
+    /// What the room's policy server says.
+    approvals: Approvals,
 }
 
 impl Timeline {
     /// Joins ends of the room until an event can follow all of them. Does nothing in almost every room.
     pub(crate) async fn join_ends(&self, room: &RoomId) -> Result<(), TimelineError> {
+        let approvals = Approvals::default();
         for _ in 0..MAX_JOINTS {
             let Some(row) = self.core.store.read().await?.room_load(room).await? else { return Ok(()) };
             if row.extremities.len() <= MAX_PREV_EVENTS {
                 return Ok(());
             }
-            let joint = Arc::new(self.joint(&row).await?);
+            let joint = Arc::new(self.joint(&row, approvals.clone()).await?);
             let (core, rooms) = (self.core.clone(), vec![room.to_owned()]);
             let room = room.to_owned();
             let joined = self.core.store.write("join ends", rooms, move |tx| {
                 let (core, room, joint) = (core.clone(), room.clone(), Arc::clone(&joint));
                 Box::pin(async move { joint.commit(&core, tx, &room).await })
             });
-            if !joined.await? {
-                return Ok(());
+            match joined.await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(TimelineError::Unapproved(unapproved)) => self.ask_policy(&unapproved).await?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    async fn joint(&self, row: &RoomRow) -> Result<Joint, TimelineError> {
+    async fn joint(&self, row: &RoomRow, approvals: Approvals) -> Result<Joint, TimelineError> {
         let mut ends: Vec<OwnedEventId> = deepest_first(row).into_iter().map(|(id, _)| id).collect();
         let others = ends.split_off(MAX_PREV_EVENTS);
         let before = resolve_roots(&self.core, &row.version, &self.after_each(&ends).await?, None).await?;
         let mut roots = self.after_each(&others).await?;
         roots.insert(before);
         let after = resolve_roots(&self.core, &row.version, &roots, None).await?;
-        Ok(Joint { revision: row.revision, before, after })
+        Ok(Joint { revision: row.revision, before, after, approvals })
     }
 
     async fn after_each(&self, ids: &[OwnedEventId]) -> Result<BTreeSet<NodeId>, TimelineError> {
@@ -90,6 +97,7 @@ impl Joint {
             tracing::info!(%room, ends = row.extremities.len(), "nobody of ours may join the ends of a room");
             return Ok(false);
         };
+        let event = policy::approved(core, tx, &row, &self.approvals, event).await?;
         // Both are what follows from the same ends, resolved in another order: they may differ.
         for change in tx.state().diff(row.state_root, self.after).await? {
             state_moved(core, tx, &mut row, change.key, change.after).await?;

@@ -103,7 +103,7 @@ impl Timeline {
                     super::send::must_be_joined(tx, &room, &draft.sender).await?;
                     let row = room_row(tx, &room).await?;
                     let event = prepare(&core, tx, &row, draft.event_draft(&core)).await?;
-                    let event = super::policy::approved(&core, tx, &row, &draft.approval, event).await?;
+                    let event = super::policy::approved(&core, tx, &row, &draft.approvals, event).await?;
                     let keys = stripped::keys(Some(&draft.sender));
                     let state = state_events(tx, row.state_root, &keys).await?;
                     let state = state

@@ -3,7 +3,7 @@
 use super::append::{Draft, append, raw, room_row, state_events};
 use super::error::TimelineError;
 use super::membership::{membership_now, profile_content};
-use super::policy::Approval;
+use super::policy::Approvals;
 use super::{Author, Timeline, partial};
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::{StateEventType, TimelineEventType};
@@ -66,7 +66,7 @@ impl Timeline {
         let mut content = profile_content(&self.core, &join.author.user).await?;
         content.extend(join.content.clone());
         content.insert("membership".to_owned(), "join".into());
-        let input = Arc::new((join.clone(), content, policy, Approval::default()));
+        let input = Arc::new((join.clone(), content, policy, Approvals::default()));
         let core = self.core.clone();
         let rooms = vec![join.room.clone()];
         self.with_policy(|| {
@@ -74,7 +74,7 @@ impl Timeline {
             self.core.store.write("join", rooms.clone(), move |tx| {
                 let (core, input) = (core.clone(), Arc::clone(&input));
                 Box::pin(async move {
-                    let (join, content, policy, approval) = &*input;
+                    let (join, content, policy, approvals) = &*input;
                     let user = &join.author.user;
                     let row = room_row(tx, &join.room).await?;
                     let now = membership_now(tx, &join.room, user).await?;
@@ -112,7 +112,7 @@ impl Timeline {
                     }
                     let member = TimelineEventType::RoomMember;
                     let mut draft = Draft::state(user.clone(), member, user.as_str(), raw(&content)?);
-                    draft.approval = Arc::clone(approval);
+                    draft.approvals = approvals.clone();
                     append(&core, tx, &join.room, &draft).await?;
                     Ok(Way::Done)
                 })

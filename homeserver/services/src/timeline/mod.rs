@@ -23,12 +23,13 @@ mod successor;
 
 pub use append::Draft;
 pub(crate) use append::raw;
-pub(crate) use create::Plan as RoomPlan;
+pub(crate) use create::{Origin, Plan as RoomPlan};
 pub use create::{CreateRoom, Preset};
 pub(crate) use effects::relation;
 pub use error::TimelineError;
 pub use join::JoinRoom;
 pub use membership::Removal;
+pub(crate) use policy::Approvals;
 pub use policy::Unapproved;
 pub use redact_related::WithRelations;
 pub use send::Repeatable;

@@ -1,5 +1,6 @@
 //! Rooms with a policy server: an event of ours is built, signed, shown to the policy server, and stored with its
-//! signature if the room is still as it was; else it is built anew.
+//! signature if the room is still as it was; else it is built anew. A write of several events is run again for each:
+//! what was signed before comes out of it the same, so that the next can follow it.
 //! <https://spec.matrix.org/v1.19/server-server-api/#policy-servers>
 
 use super::Timeline;
@@ -18,8 +19,31 @@ use waxwing_storage::{RoomRow, Tx};
 /// How often a room may change while its policy server thinks.
 const ATTEMPTS: usize = 8;
 
-/// What the policy server signed, and the revision of the room that it was built on.
-pub(crate) type Approval = Arc<Mutex<Option<(i64, Arc<Event>)>>>;
+/// What policy servers said to the events of one write. A handle: clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Approvals(Arc<Mutex<Vec<Said>>>);
+
+/// What a policy server said to an event.
+#[derive(Clone, Debug)]
+struct Said {
+    /// The event, with its signature if it is for it.
+    event: Arc<Event>,
+    approved: bool,
+}
+
+impl Approvals {
+    /// What was said to an event that says the same in the same place.
+    fn of(&self, event: &Event) -> Option<Said> {
+        self.0.lock().iter().find(|said| is_same(&said.event, event)).cloned()
+    }
+
+    /// Keeps what was said, in the place of what was said to the same event elsewhere: the room has moved on.
+    fn keep(&self, event: Arc<Event>, approved: bool) {
+        let mut all = self.0.lock();
+        all.retain(|said| said.event.room_id != event.room_id || !says_the_same(&said.event, &event));
+        all.push(Said { event, approved });
+    }
+}
 
 /// An event that needs the policy server's signature before it can be stored.
 #[derive(Clone, Debug)]
@@ -27,19 +51,31 @@ pub struct Unapproved {
     event: Arc<Event>,
     policy: PolicyServer,
     version: RoomVersionId,
-    revision: i64,
-    approval: Approval,
+    approvals: Approvals,
+}
+
+impl Unapproved {
+    /// The event.
+    pub(crate) fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// Goes on as if the policy server had refused the event: the write that it is part of can do without it.
+    pub(crate) fn give_up(self) {
+        self.approvals.keep(self.event, false);
+    }
 }
 
 /// The event to store: as it is, or as the policy server signed it before.
 ///
 /// # Errors
-/// [`TimelineError::Unapproved`] when its signature is to be asked for first.
+/// [`TimelineError::Unapproved`] when its signature is to be asked for first, [`TimelineError::Forbidden`] when it was
+/// refused.
 pub(super) async fn approved(
     core: &Core,
     tx: &mut Tx,
     row: &RoomRow,
-    approval: &Approval,
+    approvals: &Approvals,
     event: Arc<Event>,
 ) -> Result<Arc<Event>, TimelineError> {
     let kind = StateEventType::from("m.room.policy");
@@ -53,22 +89,30 @@ pub(super) async fn approved(
     if policy.via == core.server_name || !present.contains(&policy.via) {
         return Ok(event);
     }
-    if let Some((revision, signed)) = approval.lock().take()
-        && revision == row.revision
-        && says_the_same(&signed, &event)
-    {
-        return Ok(signed);
+    match approvals.of(&event) {
+        Some(Said { event, approved: true }) if policy.has_signed(&event, &row.version) => Ok(event),
+        Some(Said { approved: false, .. }) => {
+            Err(TimelineError::Forbidden("the room's policy server is against it".to_owned()))
+        }
+        _ => Err(TimelineError::Unapproved(Box::new(Unapproved {
+            event,
+            policy,
+            version: row.version.clone(),
+            approvals: approvals.clone(),
+        }))),
     }
-    Err(TimelineError::Unapproved(Box::new(Unapproved {
-        event,
-        policy,
-        version: row.version.clone(),
-        revision: row.revision,
-        approval: Arc::clone(approval),
-    })))
 }
 
 /// Whether two events differ in nothing but when they were made, and by whom they are signed.
+fn is_same(one: &Event, other: &Event) -> bool {
+    one.room_id == other.room_id
+        && one.prev_events == other.prev_events
+        && one.auth_events == other.auth_events
+        && one.depth == other.depth
+        && says_the_same(one, other)
+}
+
+/// The same, wherever they stand in the room.
 fn says_the_same(one: &Event, other: &Event) -> bool {
     one.kind == other.kind
         && one.state_key == other.state_key
@@ -85,16 +129,26 @@ impl Timeline {
         F: Future<Output = Result<T, TimelineError>>,
     {
         for _ in 0..ATTEMPTS {
-            let unapproved = match write().await {
-                Err(TimelineError::Unapproved(unapproved)) => unapproved,
+            match write().await {
+                Err(TimelineError::Unapproved(unapproved)) => self.ask_policy(&unapproved).await?,
                 other => return other,
-            };
-            let Some(remote) = &self.remote else { return Err(TimelineError::Unapproved(unapproved)) };
-            let Unapproved { event, policy, version, revision, approval } = *unapproved;
-            let signed = remote.client().policy_sign(&policy, &event, &version).await;
-            let signed = signed.map_err(|error| remote_error(error.into()))?;
-            *approval.lock() = Some((revision, Arc::new(signed)));
+            }
         }
         Err(TimelineError::Raced)
+    }
+
+    /// Asks a policy server to sign an event, and keeps its signature for the next run of the write that the event is
+    /// part of.
+    ///
+    /// # Errors
+    /// [`TimelineError::Remote`] with its words when it refuses; [`TimelineError::Unreachable`].
+    pub(crate) async fn ask_policy(&self, unapproved: &Unapproved) -> Result<(), TimelineError> {
+        let Unapproved { event, policy, version, approvals } = unapproved;
+        let Some(remote) = &self.remote else {
+            return Err(TimelineError::Unreachable("this server does not federate".to_owned()));
+        };
+        let signed = remote.client().policy_sign(policy, event, version).await;
+        approvals.keep(Arc::new(signed.map_err(|error| remote_error(error.into()))?), true);
+        Ok(())
     }
 }

@@ -46,6 +46,39 @@ impl Timeline {
         if drafts.is_empty() {
             return Ok(());
         }
+        match self.redact_all(author, room, drafts.clone()).await {
+            // The room has a policy server, which is asked for each; meanwhile the room lives on.
+            Err(TimelineError::Unapproved(_)) => self.redact_each(author, room, drafts).await,
+            done => done,
+        }
+    }
+
+    async fn redact_each(
+        &self,
+        author: &Author,
+        room: &RoomId,
+        drafts: Vec<Draft>,
+    ) -> Result<(), TimelineError> {
+        for draft in drafts {
+            let one = || self.redact_all(author, room, vec![draft.clone()]);
+            match self.with_policy(one).await {
+                // One that is refused is left alone like one that the author may not redact.
+                Err(error @ TimelineError::Remote { .. }) => {
+                    tracing::info!(%room, %error, "a related event is not redacted");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends redactions in one transaction, those that the author may make.
+    async fn redact_all(
+        &self,
+        author: &Author,
+        room: &RoomId,
+        drafts: Vec<Draft>,
+    ) -> Result<(), TimelineError> {
         let input = Arc::new((self.core.clone(), author.clone(), room.to_owned(), drafts));
         self.core
             .store
