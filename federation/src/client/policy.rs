@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::time::Duration;
 use waxwing_model::Event;
-use waxwing_rooms::{canonical_object, lenient_object};
 use waxwing_rooms::sign::{POLICY_KEY_ID, verify_policy, with_policy_signature};
+use waxwing_rooms::{canonical_object, lenient_object};
 
 use super::{Call, Client, ClientError, path};
 

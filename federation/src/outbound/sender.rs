@@ -139,7 +139,9 @@ impl Sender {
         let slots = Mutex::new(Slots::new(limits.parallel));
         let slow = Cache::builder().max_capacity(MAX_SLOW).time_to_live(SLOW_FOR).build();
         let since = clock.millis();
-        Sender { inner: Arc::new(Inner { client, outbox, clock, since, limits, state, slots, slow, changed }) }
+        Sender {
+            inner: Arc::new(Inner { client, outbox, clock, since, limits, state, slots, slow, changed }),
+        }
     }
 
     /// There are new rows for a destination.

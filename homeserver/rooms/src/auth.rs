@@ -169,7 +169,8 @@ impl<E: Borrow<Event>> PduView<E> {
             .as_deref()
             .filter(|_| version::has_owned_state(version))
             .map(|key| owned::disguised(&shown.kind, key, version).into_owned());
-        let has_odd_levels = || rules_or_unknown(version).is_ok_and(|r| !r.authorization.strict_canonical_json);
+        let has_odd_levels =
+            || rules_or_unknown(version).is_ok_and(|r| !r.authorization.strict_canonical_json);
         let content = (shown.kind == TimelineEventType::RoomPowerLevels && has_odd_levels())
             .then(|| crate::power::whole_levels(&shown.content))
             .flatten();

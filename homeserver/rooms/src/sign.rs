@@ -173,9 +173,7 @@ pub fn verify_event(
     let claimed = object.get("hashes").and_then(CanonicalJsonValue::as_object);
     let claimed = claimed.and_then(|hashes| hashes.get("sha256")).and_then(CanonicalJsonValue::as_str);
     let claimed = Base64::<Standard>::parse(claimed.ok_or(SignError::Malformed("hashes"))?);
-    if claimed
-        .is_ok_and(|claimed| hash::content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours))
-    {
+    if claimed.is_ok_and(|claimed| hash::content_hash(object).is_ok_and(|ours| claimed.as_bytes() == ours)) {
         return Ok(Verified::All);
     }
     let redacted = ruma::canonical_json::redact(object.clone(), &rules.redaction, None);

@@ -7,7 +7,8 @@ use crate::timeline::append::{append, state_events};
 use crate::timeline::effects::power_at;
 use crate::timeline::membership::profile_content;
 use crate::timeline::{
-    Approvals, Author, CreateRoom, Draft, Origin, Preset, RoomPlan, Timeline, TimelineError, must_be_joined, raw,
+    Approvals, Author, CreateRoom, Draft, Origin, Preset, RoomPlan, Timeline, TimelineError, must_be_joined,
+    raw,
 };
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -197,7 +198,8 @@ impl Upgrade {
         }
         let levels = levels_for(&old, &self.to, &self.author.user, &self.additional_creators);
         let wanted = self.wanted(&old, &levels);
-        let plan = RoomPlan::of(timeline, wanted, self.to.clone(), self.origin.clone(), self.profile.clone())?;
+        let plan =
+            RoomPlan::of(timeline, wanted, self.to.clone(), self.origin.clone(), self.profile.clone())?;
         let new = plan.run(core, tx).await?;
         self.settle_levels(core, tx, &new, levels).await?;
         let tombstone = json!({ "body": "This room has been replaced", "replacement_room": new });

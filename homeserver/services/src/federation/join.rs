@@ -222,8 +222,7 @@ impl Federation {
         let mut object = pdu.object;
         sign::sign_event(&mut object, &row.version, &self.core.server_name, &self.core.key)
             .map_err(|error| FederationError::InvalidParam(error.to_string()))?;
-        parse::raw_canonical(&object)
-            .map_err(|error| FederationError::InvalidParam(error.to_string()))
+        parse::raw_canonical(&object).map_err(|error| FederationError::InvalidParam(error.to_string()))
     }
 
     /// Takes a membership event in and tells the other servers of the room.

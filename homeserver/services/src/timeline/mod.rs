@@ -23,8 +23,8 @@ mod successor;
 
 pub use append::Draft;
 pub(crate) use append::raw;
-pub(crate) use create::{Origin, Plan as RoomPlan};
 pub use create::{CreateRoom, Preset};
+pub(crate) use create::{Origin, Plan as RoomPlan};
 pub(crate) use effects::relation;
 pub use error::TimelineError;
 pub use join::JoinRoom;
