@@ -38,6 +38,7 @@ mod letters;
 mod media;
 mod neighbours;
 mod node;
+mod older;
 mod postgres;
 mod presence;
 mod proxy;
