@@ -249,6 +249,8 @@ fn register_empty_last(
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
         let served = async {
+            let _running = if endpoint.rules.waits { None } else { Some(api.limits.load.run()?) };
+            let _body = api.limits.load.hold(announced(&request, endpoint.rules.body))?;
             let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
             if short {
                 received.path.push(String::new());
@@ -257,6 +259,14 @@ fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
         };
         served.await.unwrap_or_else(ApiError::into_response)
     })
+}
+
+/// How large the body of a request may become, as far as its head tells.
+fn announced(request: &Request, most: usize) -> usize {
+    let length = request.headers().get(http::header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let unknown = if request.headers().contains_key(http::header::TRANSFER_ENCODING) { most } else { 0 };
+    length.unwrap_or(unknown).min(most)
 }
 
 /// What every listener has: answers for what is not there, and [`observe`] around everything.

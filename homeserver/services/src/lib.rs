@@ -11,6 +11,7 @@ pub mod backups;
 mod core;
 pub mod delayed;
 pub mod directory;
+pub mod doctor;
 pub mod erasure;
 pub mod federation;
 pub mod filters;
