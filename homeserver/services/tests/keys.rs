@@ -15,7 +15,7 @@ use waxwing_services::backups::{BackupError, BackupKeys, BackupScope, Backups};
 use waxwing_services::keys::{Claims, KeyUpload, Keys, KeysError, SigningKeys, Wanted, device_list_changes};
 use waxwing_services::to_device::{Messages, Sending, ToDevice, ToDeviceError};
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
-use waxwing_storage::{DeviceKeysRow, MemberRow, Store, StoreError};
+use waxwing_storage::{DeviceKeysRow, MemberRow, Outgoing, Store, StoreError};
 
 struct Server {
     core: Core,
@@ -153,8 +153,22 @@ impl Server {
 
     async fn edus(&self, server: &str) -> Vec<Value> {
         let mut conn = self.core.store.read().await.unwrap();
-        let rows = conn.outbox_rows(server.try_into().unwrap(), 0, i64::MAX, 1000).await.unwrap();
-        rows.into_iter().map(|row| serde_json::from_str(&row.json.unwrap()).unwrap()).collect()
+        let server = server.try_into().unwrap();
+        let own = conn.outbox_rows(server, 0, i64::MAX, 1000).await.unwrap();
+        let mut rows: Vec<(i64, Value)> = own
+            .into_iter()
+            .map(|row| (row.position, serde_json::from_str(&row.json.unwrap()).unwrap()))
+            .collect();
+        for row in conn.outgoing_range(0, i64::MAX, 1000).await.unwrap() {
+            let sets = conn.server_sets(&[Arc::clone(&row.servers)]).await.unwrap();
+            if let Outgoing::Edu(edu) = &row.what
+                && sets[&row.servers].contains(server)
+            {
+                rows.push((row.position, serde_json::from_str(edu).unwrap()));
+            }
+        }
+        rows.sort_by_key(|(position, _)| *position);
+        rows.into_iter().map(|(_, edu)| edu).collect()
     }
 
     async fn changes(&self, who: &str, since: LogPosition) -> (Vec<String>, Vec<String>) {

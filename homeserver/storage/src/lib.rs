@@ -90,7 +90,7 @@ pub use media_cache::CachedMedia;
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
 pub use outbox::{DestinationRow, Waiting};
-pub use outgoing::{OutgoingRow, ServerSet};
+pub use outgoing::{Outgoing, OutgoingRow, ServerSet};
 pub use partial::{PartialEvent, PartialRow};
 pub use people::Person;
 pub use purges::{PurgeKind, PurgePhase, PurgeRow};

@@ -6,10 +6,13 @@ use crate::outgoing::ServerSet;
 use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use sqlx::AssertSqlSafe;
+use std::collections::BTreeSet;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
     UPSERT_MANY = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES $rows ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
+    ADD_MANY = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES $rows ON CONFLICT (room_id, user_id) DO NOTHING";
+    EVENTS = "SELECT event_id FROM members WHERE room_id = $1";
     UPSERT = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, FALSE) ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
     REMOVE = "DELETE FROM members WHERE room_id = $1 AND user_id = $2";
     FORGET = "UPDATE members SET forgotten = TRUE WHERE room_id = $1 AND user_id = $2";
@@ -106,6 +109,13 @@ impl Conn {
             .fetch_optional(c)
             .await)?;
         found.map(decode).transpose()
+    }
+
+    /// The events that say what is known of the members of a room.
+    pub async fn member_events(&mut self, room: &RoomId) -> StoreResult<BTreeSet<OwnedEventId>> {
+        let found: Vec<(String,)> =
+            on_engine!(self, |c| sqlx::query_as(EVENTS).bind(room.as_str()).fetch_all(c).await)?;
+        Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
     /// The members of `room` with this membership, in order of `sn`.
@@ -285,6 +295,17 @@ impl crate::Tx {
         Ok(servers)
     }
 
+    /// The state at `after` follows the one at `before`, and its servers are the same, with one more at most: whoever asks
+    /// next finds them. Does nothing when they are not known.
+    pub fn servers_carry(&mut self, before: NodeId, after: NodeId, more: Option<&ServerName>) {
+        let Some(known) = self.servers.get(&before).filter(|_| after != NodeId::EMPTY) else { return };
+        let servers = match more.filter(|server| !known.contains(server)) {
+            Some(server) => ServerSet::new(known.names().iter().cloned().chain([server.to_owned()])),
+            None => known,
+        };
+        self.servers.insert(after, servers);
+    }
+
     /// Sets a membership. `row.sn` and `row.forgotten` are ignored: the order is now, and nothing is forgotten.
     pub async fn member_save(&mut self, row: &MemberRow, local: bool) -> StoreResult<()> {
         let sn = self.position_hint();
@@ -314,10 +335,28 @@ impl crate::Tx {
         all: &[MemberRow],
         local: impl Fn(&UserId) -> bool,
     ) -> StoreResult<()> {
+        self.members_write(UPSERT_MANY, all, local).await
+    }
+
+    /// The same, and leaves those alone of whom the room knows something already.
+    pub async fn members_add(
+        &mut self,
+        all: &[MemberRow],
+        local: impl Fn(&UserId) -> bool,
+    ) -> StoreResult<()> {
+        self.members_write(ADD_MANY, all, local).await
+    }
+
+    async fn members_write(
+        &mut self,
+        statement: &'static str,
+        all: &[MemberRow],
+        local: impl Fn(&UserId) -> bool,
+    ) -> StoreResult<()> {
         let sn = self.position_hint();
         let conn = self.writing().await?;
         for piece in pieces(all) {
-            let text = rows(UPSERT_MANY, 12, piece.len());
+            let text = rows(statement, 12, piece.len());
             on_engine!(conn, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for row in piece {

@@ -1,4 +1,4 @@
-//! Events that other servers get. An event is one row, with the name of the set of servers that were in its room; how
+//! Events that other servers get, and news of devices. An event is one row, with the name of the set of servers that were in its room; how
 //! far each destination has come is a cursor. So a message costs the same in a room of two servers and of two thousand.
 
 use crate::engine::{Conn, on_engine};
@@ -15,15 +15,15 @@ use std::sync::Arc;
 use waxwing_model::LogPosition;
 
 statements! {
-    INSERT = "INSERT INTO outgoing (position, room_id, event_id, servers_id) VALUES $rows";
+    INSERT = "INSERT INTO outgoing (position, room_id, event_id, servers_id, edu) VALUES $rows";
     TOUCH = "UPDATE server_sets SET used_at = $2 WHERE id = $1";
     PUT = "INSERT INTO server_sets (id, servers, used_at) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET used_at = excluded.used_at";
     SETS = "SELECT id, servers FROM server_sets WHERE id IN ($list)";
-    RANGE = "SELECT position, room_id, event_id, servers_id FROM outgoing WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
-    NEWEST = "SELECT o.position, o.room_id, o.event_id, o.servers_id FROM (SELECT MAX(position) AS position FROM outgoing WHERE position > $1 AND position <= $2 GROUP BY room_id) n JOIN outgoing o ON o.position = n.position ORDER BY o.position LIMIT $3";
+    RANGE = "SELECT position, room_id, event_id, servers_id, edu FROM outgoing WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
+    NEWEST = "SELECT o.position, o.room_id, o.event_id, o.servers_id, o.edu FROM (SELECT MAX(position) AS position FROM outgoing WHERE position > $1 AND position <= $2 AND edu IS NULL GROUP BY room_id UNION ALL SELECT position FROM outgoing WHERE position > $1 AND position <= $2 AND edu IS NOT NULL) n JOIN outgoing o ON o.position = n.position ORDER BY o.position LIMIT $3";
     LOWEST = "SELECT MIN(delivered_upto) FROM destinations WHERE failing_since IS NULL OR failing_since > $1";
     PRUNE_DELIVERED = "DELETE FROM outgoing WHERE position <= $1";
-    PRUNE_SUPERSEDED = "DELETE FROM outgoing WHERE position <= $1 AND EXISTS (SELECT 1 FROM outgoing newer WHERE newer.room_id = outgoing.room_id AND newer.position > outgoing.position AND newer.position <= $1)";
+    PRUNE_SUPERSEDED = "DELETE FROM outgoing WHERE position <= $1 AND edu IS NULL AND EXISTS (SELECT 1 FROM outgoing newer WHERE newer.room_id = outgoing.room_id AND newer.position > outgoing.position AND newer.position <= $1)";
     PRUNE_SETS = "DELETE FROM server_sets WHERE used_at <= $1 AND NOT EXISTS (SELECT 1 FROM outgoing WHERE outgoing.servers_id = server_sets.id)";
 }
 
@@ -67,35 +67,58 @@ impl ServerSet {
 /// A row to be written.
 pub(crate) struct NewOutgoing {
     pub slot: Slot,
-    pub room: OwnedRoomId,
-    pub event: OwnedEventId,
+    pub what: Outgoing,
     pub servers: ServerSet,
 }
 
-/// An event that other servers get.
+/// What other servers get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// An event. After a long outage the newest of each room is enough.
+    Event {
+        /// Its room.
+        room: OwnedRoomId,
+        /// Its id.
+        event: OwnedEventId,
+    },
+    /// An EDU that must arrive, `{edu_type, content}`.
+    Edu(Arc<str>),
+}
+
+/// What other servers get, and who.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutgoingRow {
     /// Its place in the log.
     pub position: i64,
-    /// Its room.
-    pub room: OwnedRoomId,
-    /// Its id.
-    pub event: OwnedEventId,
+    /// What it is.
+    pub what: Outgoing,
     /// The id of the set of servers that get it.
     pub servers: Arc<str>,
 }
 
-type Columns = (i64, String, String, String);
+impl OutgoingRow {
+    /// The event, if it is one.
+    pub fn event(&self) -> Option<&OwnedEventId> {
+        match &self.what {
+            Outgoing::Event { event, .. } => Some(event),
+            Outgoing::Edu(_) => None,
+        }
+    }
+}
+
+type Columns = (i64, String, String, String, Option<String>);
 
 fn decode(columns: Columns) -> StoreResult<OutgoingRow> {
-    let (position, room, event, servers) = columns;
+    let (position, room, event, servers, edu) = columns;
     let corrupt = |why: String| StoreError::corrupt("outgoing", position.to_string(), why);
-    Ok(OutgoingRow {
-        position,
-        room: room.try_into().map_err(|error: ruma::IdParseError| corrupt(error.to_string()))?,
-        event: event.try_into().map_err(|error: ruma::IdParseError| corrupt(error.to_string()))?,
-        servers: servers.into(),
-    })
+    let what = match edu {
+        Some(edu) => Outgoing::Edu(edu.into()),
+        None => Outgoing::Event {
+            room: room.try_into().map_err(|error: ruma::IdParseError| corrupt(error.to_string()))?,
+            event: event.try_into().map_err(|error: ruma::IdParseError| corrupt(error.to_string()))?,
+        },
+    };
+    Ok(OutgoingRow { position, what, servers: servers.into() })
 }
 
 impl Conn {
@@ -112,15 +135,20 @@ impl Conn {
             self.server_set_put(id, set, at).await?;
         }
         for chunk in pieces(all) {
-            let text = rows(INSERT, 4, chunk.len());
+            let text = rows(INSERT, 5, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for row in chunk {
+                    let (room, event, edu) = match &row.what {
+                        Outgoing::Event { room, event } => (room.as_str(), event.as_str(), None),
+                        Outgoing::Edu(edu) => ("", "", Some(&**edu)),
+                    };
                     query = query
                         .bind(position(row.slot))
-                        .bind(row.room.as_str())
-                        .bind(row.event.as_str())
-                        .bind(&*row.servers.id);
+                        .bind(room)
+                        .bind(event)
+                        .bind(&*row.servers.id)
+                        .bind(edu);
                 }
                 query.execute(c).await.map(|_| ())
             })?;
@@ -178,7 +206,8 @@ impl Conn {
         self.outgoing_of(RANGE, after, upto, limit).await
     }
 
-    /// Of what goes out after `after` up to `upto` the newest event of each room, in order, at most `limit`.
+    /// Of what goes out after `after` up to `upto` the newest event of each room and every EDU, in order, at most
+    /// `limit`.
     pub async fn outgoing_newest(
         &mut self,
         after: i64,
@@ -212,7 +241,7 @@ impl Conn {
 
 impl crate::Tx {
     /// Forgets what every destination has: all up to `delivered`. Of what lies before `recent`, which only
-    /// destinations lack that get the newest event of each room, the older ones go too.
+    /// destinations lack that get the newest event of each room, the older events go too.
     pub async fn outgoing_prune(&mut self, delivered: LogPosition, recent: LogPosition) -> StoreResult<u64> {
         let conn = self.writing().await?;
         let mut gone = 0;

@@ -5,7 +5,7 @@ use crate::engine::Conn;
 use crate::error::{StoreError, StoreResult};
 use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
-use crate::outgoing::{NewOutgoing, ServerSet};
+use crate::outgoing::{NewOutgoing, Outgoing, ServerSet};
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
 use crate::store::{EventCache, Inner, ServerCache};
@@ -373,7 +373,12 @@ impl Tx {
 
     /// Queues an event for these servers, in the order of the log.
     pub fn outgoing_put(&mut self, slot: Slot, room: OwnedRoomId, event: OwnedEventId, servers: ServerSet) {
-        self.buffers.outgoing.push(NewOutgoing { slot, room, event, servers });
+        self.buffers.outgoing.push(NewOutgoing { slot, what: Outgoing::Event { room, event }, servers });
+    }
+
+    /// Queues an EDU, `{edu_type, content}`, for these servers, in the order of the log.
+    pub fn outgoing_edu_put(&mut self, slot: Slot, edu: Arc<str>, servers: ServerSet) {
+        self.buffers.outgoing.push(NewOutgoing { slot, what: Outgoing::Edu(edu), servers });
     }
 
     /// Queues a PDU (`reference`) or an EDU (`json`) for a destination, in the order of the log.

@@ -110,6 +110,15 @@ impl Neighbours {
         serde_json::to_value(object).unwrap()
     }
 
+    /// Beta sends an event, which is taken in.
+    async fn sends(&self, pdu: &Value) {
+        let path = format!("/_matrix/federation/v1/send/{}", waxwing_model::opaque_id(8));
+        let body = json!({"origin": NAMES[1], "origin_server_ts": 1, "pdus": [pdu], "edus": []});
+        let answer = self.ask(0, Method::PUT, &path, Some(&body)).await.fine();
+        let results: Vec<&Value> = answer["pdus"].as_object().unwrap().values().collect();
+        assert_eq!(results, [&json!({})], "{answer}");
+    }
+
     /// Forgets the ids of all messages between devices that were taken.
     async fn forget_message_ids(&self) {
         let store = self.alpha.store().await;
@@ -401,4 +410,57 @@ async fn unknown_paths_and_methods_on_both_listeners() {
     // The federation listener has no client API.
     let url = format!("{}/_matrix/client/v3/login", node.federation_url());
     Answer::of(client.get(url).send().await.unwrap()).await.refused(404, "M_UNRECOGNIZED");
+}
+
+/// An event that came too late for the state as it was, and that state resolution lets in later, is part of the room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_kept_back_counts_when_state_resolution_lets_it_in() {
+    let neighbours = Neighbours::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&neighbours.alpha.nodes[0].client_url(), "alice").await;
+    let guest = neighbours.joins(&alice, RoomVersionId::V10).await;
+    let room = format!("/_matrix/client/v3/rooms/{}", guest.room);
+    let levels = format!("{room}/state/m.room.power_levels/");
+    let before = alice.get(&levels).await.fine();
+    let mut strict = before.clone();
+    strict["events"] = json!({"x.late": 100});
+    alice.put(&levels, strict).await.fine();
+
+    let late = neighbours.event_of(&guest, "x.late", &json!({"from": "before"}));
+    let raw = serde_json::value::to_raw_value(&late).unwrap();
+    let late_id = parse_pdu(&raw, &guest.version, Counts::Limited).unwrap().event.event_id;
+    neighbours.sends(&late).await;
+    let event = format!("{room}/event/{late_id}");
+    alice.get(&event).await.refused(404, "M_NOT_FOUND");
+    alice.get(&format!("{room}/state/x.late/")).await.refused(404, "M_NOT_FOUND");
+
+    let restored = alice.put(&levels, before).await.fine()["event_id"].clone();
+    let since = alice.get("/_matrix/client/v3/sync?timeout=0").await.fine()["next_batch"].clone();
+    // The next event of the guest's follows both: alice's levels as they were, and what came late.
+    let mut next = neighbours.event_of(&guest, "x.next", &json!({}));
+    next["prev_events"] = json!([restored, late_id]);
+    next["depth"] = (u64::from(guest.join.depth) + 3).into();
+    for id in next["auth_events"].as_array_mut().unwrap() {
+        let levels = guest.auth_events.iter().find(|event| *id == *event.event_id.as_str()).unwrap();
+        if levels.kind.to_string() == "m.room.power_levels" {
+            *id = restored.clone();
+        }
+    }
+    for field in ["hashes", "signatures"] {
+        next.as_object_mut().unwrap().remove(field);
+    }
+    let mut object = serde_json::from_value(next).unwrap();
+    let beta = &neighbours.beta;
+    hash_and_sign_event(&mut object, &guest.version, &beta.server, &beta.key).unwrap();
+    neighbours.sends(&serde_json::to_value(object).unwrap()).await;
+
+    assert_eq!(alice.get(&format!("{room}/state/x.late/")).await.fine(), json!({"from": "before"}));
+    assert_eq!(alice.get(&event).await.fine()["content"], json!({"from": "before"}));
+    let path = format!("/_matrix/client/v3/sync?timeout=0&since={}", since.as_str().unwrap());
+    let news = alice.get(&path).await.fine()["rooms"]["join"][&guest.room].take();
+    let kinds = |part: &str| -> Vec<String> {
+        let events = news[part]["events"].as_array().cloned().unwrap_or_default();
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kinds("state"), ["x.late"], "{news}");
+    assert_eq!(kinds("timeline"), ["x.next"], "{news}");
 }

@@ -199,12 +199,12 @@ impl Lanes {
 mod tests {
     use super::*;
     use ruma::{event_id, room_id, server_name};
+    use waxwing_storage::Outgoing;
 
     fn row(position: i64) -> Arc<OutgoingRow> {
         Arc::new(OutgoingRow {
             position,
-            room: room_id!("!a:x").to_owned(),
-            event: event_id!("$e").to_owned(),
+            what: Outgoing::Event { room: room_id!("!a:x").to_owned(), event: event_id!("$e").to_owned() },
             servers: "s".into(),
         })
     }

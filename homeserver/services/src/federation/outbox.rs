@@ -1,6 +1,6 @@
-//! The durable queues over the database. An event that other servers get is one row for all of them; each destination
-//! has a cursor, which is a row only when it fails (see `lanes`). What is for one destination alone (messages between
-//! devices, device lists, the news that one was put out) has rows of its own.
+//! The durable queues over the database. An event that other servers get is one row for all of them, and so is news of
+//! devices; each destination has a cursor, which is a row only when it fails (see `lanes`). What is for one destination
+//! alone (messages between devices, the news that one was put out) has rows of its own.
 
 use super::lanes::{Lanes, Look};
 use super::shards::{self, Shards};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use waxwing_federation::outbound::CATCH_UP_AFTER;
 use waxwing_federation::ports::{Batch, BatchLimits, DestinationState, Outbox, PortError, PortResult};
 use waxwing_model::LogPosition;
-use waxwing_storage::{DestinationRow, OutgoingRow, ServerSet, StoreError, Waiting};
+use waxwing_storage::{DestinationRow, Outgoing, OutgoingRow, ServerSet, StoreError, Waiting};
 
 /// Rows looked at for one batch.
 const SCAN: i64 = 2000;
@@ -257,12 +257,8 @@ impl DurableOutbox {
             }
         };
         let own: BTreeSet<OwnedEventId> = rows.iter().filter_map(|row| row.reference.clone()).collect();
-        rows.extend(events.iter().filter(|row| !own.contains(&row.event)).map(|row| Waiting {
-            position: row.position,
-            room: Some(row.room.clone()),
-            reference: Some(row.event.clone()),
-            json: None,
-        }));
+        let is_new = |row: &&Arc<OutgoingRow>| row.event().is_none_or(|event| !own.contains(event));
+        rows.extend(events.iter().filter(is_new).map(|row| waiting(row)));
         rows.retain(|row| row.position <= bound);
         rows.sort_by_key(|row| row.position);
         Ok(Gathered { rows, bound })
@@ -427,6 +423,15 @@ pub(crate) async fn prune(core: &Core) -> Result<u64, StoreError> {
             Box::pin(async move { tx.outgoing_prune(delivered, recent).await })
         })
         .await
+}
+
+/// A row for many, as it waits for one of them.
+fn waiting(row: &OutgoingRow) -> Waiting {
+    let (room, reference, json) = match &row.what {
+        Outgoing::Event { room, event } => (Some(room.clone()), Some(event.clone()), None),
+        Outgoing::Edu(edu) => (None, None, Some(edu.to_string())),
+    };
+    Waiting { position: row.position, room, reference, json }
 }
 
 /// Takes rows from the front of a queue as far as the limits go. Gives the position of the last row that was taken,

@@ -8,7 +8,7 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_storage::{Fact, NewRow, StoreResult, Tx};
+use waxwing_storage::{Fact, NewRow, ServerSet, StoreResult, Tx};
 
 /// A device of our user was made or renamed, or its keys or the signatures over them changed.
 pub async fn device_changed(core: &Core, tx: &mut Tx, user: &UserId, device: &str) -> StoreResult<()> {
@@ -204,10 +204,12 @@ async fn device_content(tx: &mut Tx, user: &UserId, device: &str) -> StoreResult
     Ok(content)
 }
 
+/// One row, however many servers get it.
 fn queue(tx: &mut Tx, servers: &BTreeSet<OwnedServerName>, kind: &str, content: Map<String, Value>) {
-    let edu: Arc<str> = json!({ "edu_type": kind, "content": content }).to_string().into();
-    for server in servers {
-        let slot = tx.log_append(NewRow::new(Fact::Outbox).reference(server.as_str()));
-        tx.outbox_put(server.clone(), slot, None, None, Some(Arc::clone(&edu)));
+    if servers.is_empty() {
+        return;
     }
+    let edu: Arc<str> = json!({ "edu_type": kind, "content": content }).to_string().into();
+    let slot = tx.log_append(NewRow::new(Fact::Outbox));
+    tx.outgoing_edu_put(slot, edu, ServerSet::new(servers.iter().cloned()));
 }

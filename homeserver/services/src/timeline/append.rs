@@ -204,7 +204,10 @@ pub(crate) async fn append_built(
     if let Some(entry) = event.state_entry() {
         row.state_root = tx.state_update(before, &[(entry, Some(event.event_id.clone()))]).await?;
     }
-    append_at(core, tx, row, event, before).await
+    let (after, entry) = (row.state_root, event.state_entry());
+    append_at(core, tx, row, Arc::clone(&event), before).await?;
+    effects::servers_follow(core, tx, (before, after), &event, &entry);
+    Ok(())
 }
 
 /// Appends an event to a room whose state is brought up to date already; `before` is the state before the event.

@@ -8,7 +8,7 @@ use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde::Deserialize;
 use std::sync::Arc;
-use waxwing_model::{Event, state_key};
+use waxwing_model::{Event, StateKey, state_key};
 use waxwing_rooms::client_json::sticky_duration;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::{PowerLevels, parse, redact};
@@ -231,6 +231,31 @@ pub(crate) async fn destinations(
         return Ok(None);
     }
     Ok(Some(tx.servers_in_state(&event.room_id, before, &core.server_name).await?))
+}
+
+/// After an event the servers in the room are those from before, unless it put out one of another server's users: who was
+/// the last of a server is asked when somebody wants to know. `changed`: the entries in which the state after it, at
+/// `after`, differs from the one at `before`.
+pub(crate) fn servers_follow<'a>(
+    core: &Core,
+    tx: &mut Tx,
+    (before, after): (NodeId, NodeId),
+    event: &Event,
+    changed: impl IntoIterator<Item = &'a StateKey>,
+) {
+    let mut members = changed.into_iter().filter(|key| key.0 == StateEventType::RoomMember);
+    let (first, more) = (members.next(), members.next());
+    match (first, member_row(event)) {
+        (None, _) => tx.servers_carry(before, after, None),
+        (Some(key), Some(row)) if more.is_none() && row.user_id.as_str() == key.1 => {
+            if core.is_local(&row.user_id) {
+                tx.servers_carry(before, after, None);
+            } else if row.membership == "join" {
+                tx.servers_carry(before, after, Some(row.user_id.server_name()));
+            }
+        }
+        _ => {}
+    }
 }
 
 /// And the one that it brings in or puts out: the server of the user whose membership changes, except when the change

@@ -21,6 +21,10 @@ const ATTEMPTS: usize = 20;
 /// Events at the end of a room among which those are looked for that follow one that came late.
 const FOLLOWERS: i64 = 1000;
 
+/// Events without a place in the graph stored at once: a large room's state comes with a hundred thousand, and others write
+/// in between.
+const OUTLIERS_AT_ONCE: usize = 2_000;
+
 /// What the room becomes with a received event.
 #[derive(Clone)]
 struct Step {
@@ -135,7 +139,7 @@ impl Timeline {
             .await
     }
 
-    /// Stores events without a place in the graph; those that are known are left as they are.
+    /// Stores events without a place in the graph, some at a time; those that are known are left as they are.
     pub(crate) async fn take_outliers(
         &self,
         version: &RoomVersionId,
@@ -145,14 +149,15 @@ impl Timeline {
         for outlier in outliers {
             sealed.push((self.sealed_form(&outlier.event, version)?, outlier.rejected.is_some()));
         }
-        let sealed = Arc::new(sealed);
-        self.core
-            .store
-            .write("outliers", Vec::new(), move |tx| {
-                let sealed = Arc::clone(&sealed);
-                Box::pin(async move { put_outliers(tx, &sealed).await })
-            })
-            .await
+        for some in sealed.chunks(OUTLIERS_AT_ONCE) {
+            let some: Arc<[(Arc<Event>, bool)]> = some.into();
+            let written = self.core.store.write("outliers", Vec::new(), move |tx| {
+                let some = Arc::clone(&some);
+                Box::pin(async move { put_outliers(tx, &some).await })
+            });
+            written.await?;
+        }
+        Ok(())
     }
 
     /// Makes a room that one of our users has just joined through another server, or brings one up to date that we
@@ -310,6 +315,7 @@ impl Work {
         row.state_root = step.state_root;
         row.extremities.clone_from(&step.extremities);
         let changes = tx.state().diff(before, step.state_root).await?;
+        let changed: Vec<StateKey> = changes.iter().map(|change| change.key.clone()).collect();
         let own = event.state_entry();
         let mut won = own.is_none();
         for change in changes {
@@ -334,6 +340,7 @@ impl Work {
         if won {
             effects::apply(core, tx, &self.version, step.state_root, event).await?;
         }
+        effects::servers_follow(core, tx, (before, step.state_root), event, &changed);
         Ok(())
     }
 
@@ -359,6 +366,20 @@ impl Work {
     }
 }
 
+/// An event that is part of the room's state is no longer kept back, whatever was thought of it when it came.
+/// <https://spec.matrix.org/v1.19/server-server-api/#soft-failure>
+async fn let_in(tx: &mut Tx, stored: &StoredEvent) -> Result<(), TimelineError> {
+    if !stored.flags.soft_failed {
+        return Ok(());
+    }
+    let (event, flags) = (&stored.event, EventFlags { soft_failed: false, ..stored.flags });
+    tracing::info!(event = %event.event_id, "soft-failed before, and let in by state resolution");
+    tx.event_set_flags(&event.event_id, flags).await?;
+    let row = NewRow::new(Fact::EventChanged).room(event.room_id.clone());
+    tx.log_append(row.reference(event.event_id.as_str()).data("state"));
+    Ok(())
+}
+
 /// State changed without a timeline event that says so: a row of its own, and the tables in step.
 pub(super) async fn state_moved(
     core: &crate::Core,
@@ -381,6 +402,7 @@ pub(super) async fn state_moved(
     match after {
         Some(id) => {
             if let Some(stored) = tx.events_known(std::slice::from_ref(&id)).await?.pop() {
+                let_in(tx, &stored).await?;
                 effects::room_flags(row, &stored.event);
                 if let Some(member) = effects::member_row(&stored.event) {
                     effects::member_save(core, tx, &member).await?;

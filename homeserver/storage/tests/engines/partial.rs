@@ -105,3 +105,36 @@ async fn a_room_without_its_members_names_its_servers_until_they_are_here() {
         fresh.drop_database().await;
     }
 }
+
+/// The members that arrive are written ahead; what came of the room meanwhile is newer and stays.
+#[tokio::test]
+async fn members_written_ahead_leave_what_is_known() {
+    for fresh in Fresh::both().await {
+        let room = room_id!("!r:there");
+        let store = Store::open(&fresh.url).await.unwrap();
+        begin(&store).await;
+        for _ in 0..2 {
+            let written: Result<(), StoreError> = store
+                .write("ahead", Vec::new(), |tx| {
+                    Box::pin(async move {
+                        let mut gone = member(user_id!("@one:there"));
+                        gone.membership = "ban".to_owned();
+                        gone.event_id = event_id!("$older").to_owned();
+                        let mut new = member(user_id!("@three:else.where"));
+                        new.event_id = event_id!("$three").to_owned();
+                        tx.members_add(&[gone, new], |_| false).await
+                    })
+                })
+                .await;
+            written.unwrap();
+        }
+        let mut conn = store.read().await.unwrap();
+        let one = conn.member_load(room, user_id!("@one:there")).await.unwrap().unwrap();
+        assert_eq!((one.membership.as_str(), one.event_id.as_str()), ("join", "$join"));
+        let events = conn.member_events(room).await.unwrap();
+        assert_eq!(events.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["$join", "$three"]);
+        drop(conn);
+        drop(store);
+        fresh.drop_database().await;
+    }
+}

@@ -9,9 +9,8 @@ use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_model::StateKey;
-use waxwing_rooms::state_tree::NodeId;
-use waxwing_storage::{EventFlags, Fact, NewRow, PartialRow, Place, RoomRow, Tx};
+use waxwing_rooms::state_tree::{Change, NodeId};
+use waxwing_storage::{EventFlags, Fact, MemberRow, NewRow, PartialRow, Place, RoomRow, Tx};
 
 /// How often events may come between working out the states and committing them. Each time it is only those that came
 /// meanwhile that take time.
@@ -28,7 +27,9 @@ impl Timeline {
         for _ in 0..ATTEMPTS {
             let row = self.core.store.read().await?.room_load(&partial.room_id).await?;
             let Some(row) = row.filter(|row| row.partial) else { return Ok(false) };
-            let plan = Arc::new(self.plan(&row, partial, full).await?);
+            let mut plan = self.plan(&row, partial, full).await?;
+            plan.members = self.members_ahead(&plan).await?;
+            let plan = Arc::new(plan);
             let (core, partial) = (self.core.clone(), partial.clone());
             let rooms = vec![row.room_id.clone()];
             let done = self.core.store.write("complete room", rooms, move |tx| {
@@ -42,6 +43,34 @@ impl Timeline {
             }
         }
         Err(TimelineError::Raced)
+    }
+
+    /// Members of other servers that are new to us go into the table before the commit, some at a time: however large the
+    /// room, nobody else's writes wait long, and after a crash those that are there are not written again. Gives the
+    /// events of the members that the table has.
+    async fn members_ahead(&self, plan: &Plan) -> Result<BTreeSet<OwnedEventId>, TimelineError> {
+        let (store, room) = (&self.core.store, &plan.row.room_id);
+        let known = store.read().await?.member_events(room).await?;
+        let new = plan.changes.iter().filter(|change| is_new_member(&self.core, change));
+        let new: Vec<OwnedEventId> =
+            new.filter_map(|change| change.after.clone()).filter(|id| !known.contains(id)).collect();
+        if new.is_empty() {
+            return Ok(known);
+        }
+        for ids in new.chunks(CHUNK) {
+            let events = store.events(ids).await?;
+            let members: Arc<Vec<MemberRow>> =
+                Arc::new(events.values().filter_map(|stored| effects::member_row(&stored.event)).collect());
+            let core = self.core.clone();
+            let written: Result<(), TimelineError> = store
+                .write("members ahead", Vec::new(), move |tx| {
+                    let (core, members) = (core.clone(), Arc::clone(&members));
+                    Box::pin(async move { Ok(tx.members_add(&members, |user| core.is_local(user)).await?) })
+                })
+                .await;
+            written?;
+        }
+        Ok(store.read().await?.member_events(room).await?)
     }
 }
 
@@ -71,11 +100,10 @@ async fn commit(
     let changed = tx.device_lists_changed_in(room, partial.since).await?;
     let held = tx.device_lists_held(room).await?;
     verdicts(tx, plan).await?;
-    let before = row.state_root;
     row.state_root = plan.current;
     row.extremities.clone_from(&plan.extremities);
     row.partial = false;
-    move_state(core, tx, &mut row, plan, before).await?;
+    move_state(core, tx, &mut row, plan).await?;
     let encrypted = row.encrypted;
     tx.room_put(row).await?;
     show(tx, plan).await?;
@@ -118,20 +146,19 @@ async fn verdicts(tx: &mut Tx, plan: &Plan) -> Result<(), TimelineError> {
     Ok(())
 }
 
-/// Brings the tables that are derived from state in step. Members of other servers that are new to us are the many, and
-/// nothing is logged for each: that the room is complete says so.
-async fn move_state(
-    core: &Core,
-    tx: &mut Tx,
-    row: &mut RoomRow,
-    plan: &Plan,
-    before: NodeId,
-) -> Result<(), TimelineError> {
+/// Brings the tables that are derived from state in step. Members of other servers that are new to us are the many: nothing
+/// is logged for each, that the room is complete says so, and hardly any is not in the table yet.
+async fn move_state(core: &Core, tx: &mut Tx, row: &mut RoomRow, plan: &Plan) -> Result<(), TimelineError> {
+    debug_assert!(plan.row.room_id == row.room_id, "one room");
     let mut found: Vec<OwnedEventId> = Vec::new();
-    for change in tx.state().diff(before, row.state_root).await? {
-        match change.after {
-            Some(id) if change.before.is_none() && is_remote_member(core, &change.key) => found.push(id),
-            after => state_moved(core, tx, row, change.key, after).await?,
+    for change in &plan.changes {
+        match &change.after {
+            Some(id) if is_new_member(core, change) => {
+                if !plan.members.contains(id) {
+                    found.push(id.clone());
+                }
+            }
+            after => state_moved(core, tx, row, change.key.clone(), after.clone()).await?,
         }
     }
     for ids in found.chunks(CHUNK) {
@@ -139,12 +166,14 @@ async fn move_state(
         let members: Vec<_> = stored.iter().filter_map(|stored| effects::member_row(&stored.event)).collect();
         tx.members_save(&members, |user| core.is_local(user)).await?;
     }
-    debug_assert!(plan.row.room_id == row.room_id, "one room");
     Ok(())
 }
 
-fn is_remote_member(core: &Core, key: &StateKey) -> bool {
-    key.0 == StateEventType::RoomMember && UserId::parse(&key.1).is_ok_and(|user| !core.is_local(&user))
+/// Whether a member of another server appears of whom the state said nothing.
+fn is_new_member(core: &Core, change: &Change) -> bool {
+    change.before.is_none()
+        && change.key.0 == StateEventType::RoomMember
+        && UserId::parse(&change.key.1).is_ok_and(|user| !core.is_local(&user))
 }
 
 /// Puts events that had been kept back at the end of the timeline. Where another event holds the entry of one of them

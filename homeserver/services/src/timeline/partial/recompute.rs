@@ -13,7 +13,7 @@ use waxwing_rooms::Judged;
 use waxwing_rooms::auth::{
     check_state_dependent, check_state_independent, create_event_id, state_of_auth_events,
 };
-use waxwing_rooms::state_tree::NodeId;
+use waxwing_rooms::state_tree::{Change, NodeId};
 use waxwing_storage::{EventFlags, PartialEvent, PartialRow, RoomRow, StoredEvent};
 
 /// An event that was judged again.
@@ -56,6 +56,10 @@ pub(super) struct Plan {
     pub extremities: Vec<(OwnedEventId, u64)>,
     /// The current state.
     pub current: NodeId,
+    /// What changes in it.
+    pub changes: Vec<Change>,
+    /// The events of members that are in the table already.
+    pub members: BTreeSet<OwnedEventId>,
     /// The servers that were in the room before the join.
     pub servers_before: BTreeSet<OwnedServerName>,
     /// Those that came since.
@@ -106,6 +110,8 @@ impl Timeline {
             row: row.clone(),
             extremities,
             current,
+            changes: store.state_diff(row.state_root, current).await?,
+            members: BTreeSet::new(),
             servers_before: self.servers_at(full).await?,
             servers_since,
             events: work.done,
