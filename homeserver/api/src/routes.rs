@@ -23,7 +23,8 @@ use tower_http::compression::predicate::{Predicate, SizeAbove};
 /// Smaller answers are not worth compressing.
 const COMPRESS_ABOVE: u64 = 1024;
 
-type Run = Arc<dyn Fn(Api, Received) -> BoxFuture<'static, ApiResult<Response>> + Send + Sync>;
+type Running = BoxFuture<'static, ApiResult<Response>>;
+type Run = Arc<dyn Fn(Api, Received) -> Running + Send + Sync>;
 
 /// Registers typed handlers: `async fn(Api, Args<R>) -> Result<R::OutgoingResponse, ApiError>`.
 pub(crate) trait RouterExt: Sized {
@@ -247,14 +248,28 @@ fn register_empty_last(
 
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
-        let served = async {
-            let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
-            if short {
-                received.path.push(String::new());
-            }
-            run(api, received).await
-        };
-        served.await.unwrap_or_else(ApiError::into_response)
+        match handler(&run, api, endpoint, short, request).await {
+            Ok(running) => running.await.unwrap_or_else(ApiError::into_response),
+            Err(error) => error.into_response(),
+        }
+    })
+}
+
+/// The handler, running, of a request that may be made. On the heap, and gone while the handler waits: of a long poll
+/// nothing is kept but what it waits with.
+fn handler<'a>(
+    run: &'a Run,
+    api: Api,
+    endpoint: Endpoint,
+    short: bool,
+    request: Request,
+) -> BoxFuture<'a, ApiResult<Running>> {
+    Box::pin(async move {
+        let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
+        if short {
+            received.path.push(String::new());
+        }
+        Ok(run(api, received))
     })
 }
 

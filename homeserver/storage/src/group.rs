@@ -95,6 +95,7 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answer
             for stored in &written.events {
                 inner.event_cache_put(Arc::clone(stored));
             }
+            inner.current.relate(&tx.related);
             drop(tx);
             inner.publish(written.rows).await;
             // Whoever is told looks up to the end of the log.

@@ -1,5 +1,6 @@
 //! The store: one database, one writer of groups, one tail of the log.
 
+use crate::current::Current;
 use crate::engine::{Conn, Engine, Pools};
 use crate::erased::ErasedUsers;
 use crate::error::{StoreError, StoreResult};
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub events: Arc<EventCache>,
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
+    pub current: Current,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
@@ -93,6 +95,7 @@ impl Store {
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             erased: ErasedUsers::default(),
+            current: Current::default(),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
@@ -119,6 +122,7 @@ impl Store {
     /// A connection for lookups. Never hold it while waiting for the network or for a write.
     pub async fn read(&self) -> StoreResult<Conn> {
         self.inner.lookups.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("waxwing_database_lookups_total").increment(1);
         self.inner.pools.reader().await
     }
 
