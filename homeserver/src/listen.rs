@@ -3,17 +3,36 @@
 use crate::config::Addresses;
 use anyhow::{Context, bail};
 use axum::Router;
-use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use axum::extract::ConnectInfo;
+use axum_server::tls_rustls::RustlsConfig;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
 
 /// A connection that has not sent its first request by then is closed.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// A handshake that is not done by then is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a failure to take a connection, for want of file descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How every connection of HTTP/2 begins: <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often the beginning of a connection is looked at until it can be told from that.
+const PEEK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a listener speaks.
 #[derive(Clone)]
@@ -24,7 +43,7 @@ pub enum Scheme {
 
 /// The sockets of one setting.
 #[derive(Debug)]
-pub struct Sockets(Vec<(SocketAddr, TcpListener)>);
+pub struct Sockets(Vec<(SocketAddr, std::net::TcpListener)>);
 
 impl Sockets {
     /// Binds each address of the setting `key`.
@@ -36,7 +55,7 @@ impl Sockets {
             if resolved.is_empty() {
                 bail!("{}: the name has no address", what());
             }
-            let listener = TcpListener::bind(&resolved[..]).with_context(what)?;
+            let listener = std::net::TcpListener::bind(&resolved[..]).with_context(what)?;
             sockets.push((listener.local_addr().with_context(what)?, listener));
         }
         Ok(Sockets(sockets))
@@ -51,27 +70,35 @@ impl Sockets {
 /// Running listeners.
 #[derive(Default)]
 pub struct Listeners {
-    handles: Vec<Handle<SocketAddr>>,
     tasks: JoinSet<std::io::Result<()>>,
+    connections: TaskTracker,
+    /// No more connections, no further requests on those that there are.
+    closing: CancellationToken,
+    /// What is left is cut off.
+    closed: CancellationToken,
+}
+
+/// What the connections of one listener share.
+struct Shared {
+    scheme: Scheme,
+    routes: Router,
+    closing: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Listeners {
     /// Starts serving `routes` on each socket.
     pub fn serve(&mut self, sockets: Sockets, scheme: &Scheme, routes: &Router) -> std::io::Result<()> {
+        let shared = Arc::new(Shared {
+            scheme: scheme.clone(),
+            routes: routes.clone(),
+            closing: self.closing.clone(),
+            closed: self.closed.clone(),
+        });
         for (_, listener) in sockets.0 {
-            let handle = Handle::new();
-            self.handles.push(handle.clone());
-            let service = routes.clone().into_make_service_with_connect_info::<SocketAddr>();
-            let server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_REQUEST);
-            match scheme {
-                Scheme::Http => self.tasks.spawn(server.acceptor(NoDelayAcceptor).serve(service)),
-                Scheme::Https(tls) => {
-                    let acceptor = RustlsAcceptor::new(tls.clone())
-                        .handshake_timeout(HANDSHAKE)
-                        .acceptor(NoDelayAcceptor);
-                    self.tasks.spawn(server.acceptor(acceptor).serve(service))
-                }
-            };
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            self.tasks.spawn(accept(listener, Arc::clone(&shared), self.connections.clone()));
         }
         Ok(())
     }
@@ -89,10 +116,141 @@ impl Listeners {
 
     /// Takes no more connections, lets requests finish for `grace`, then closes what is left.
     pub async fn close(mut self, grace: Duration) {
-        for handle in &self.handles {
-            handle.graceful_shutdown(Some(grace));
-        }
+        self.closing.cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.connections.close();
+        if tokio::time::timeout(grace, self.connections.wait()).await.is_err() {
+            self.closed.cancel();
+            self.connections.wait().await;
+        }
+    }
+}
+
+/// Takes connections until the end.
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    connections: TaskTracker,
+) -> std::io::Result<()> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.closing.cancelled() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, peer)) => drop(connections.spawn(connection(stream, peer, Arc::clone(&shared)))),
+            Err(error) => {
+                // One connection may have broken off, or there are too many: neither ends the listener.
+                tracing::debug!(%error, "no connection was taken");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection until it ends. Thousands of clients hold one each and wait: what only its beginning needs is on
+/// the heap and gone when requests are served.
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    // Small answers are to leave at once. A connection that refuses is as good without.
+    let _ = stream.set_nodelay(true);
+    match &shared.scheme {
+        Scheme::Http => {
+            let begun = tokio::time::timeout(FIRST_REQUEST, begins_as_http2(&stream));
+            let http2 = tokio::select! {
+                begun = begun => matches!(begun, Ok(Ok(true))),
+                () = shared.closing.cancelled() => return,
+            };
+            serve(stream, http2, peer, &shared).await;
+        }
+        Scheme::Https(tls) => {
+            let handshake = TlsAcceptor::from(tls.get_inner()).accept(stream);
+            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
+            let stream = tokio::select! {
+                done = handshake => match done {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return tracing::debug!(%peer, %error, "no TLS"),
+                    Err(_) => return tracing::debug!(%peer, "the TLS handshake took too long"),
+                },
+                () = shared.closing.cancelled() => return,
+            };
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            serve(stream, http2, peer, &shared).await;
+        }
+    }
+}
+
+/// Whether a connection begins as one of HTTP/2. Looks at what has come without taking it: what is read before the version
+/// is known would double the buffer in which requests are read.
+async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 || seen[..count] != PREFACE[..count] {
+            return Ok(false);
+        }
+        if count == PREFACE.len() {
+            return Ok(true);
+        }
+        tokio::time::sleep(PEEK_EVERY).await;
+    }
+}
+
+async fn serve<I>(io: I, is_http2: bool, peer: SocketAddr, shared: &Shared)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let asked = Arc::new(AtomicBool::new(false));
+    let (routes, first) = (shared.routes.clone(), Arc::clone(&asked));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        first.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        routes.clone().call(request)
+    });
+    let io = TokioIo::new(io);
+    if is_http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .serve_connection(io, service);
+        Box::pin(until_end(connection, &asked, peer, shared)).await;
+    } else {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Between requests clients may be quiet for as long as they like.
+            .header_read_timeout(None)
+            .serve_connection(io, service);
+        until_end(connection, &asked, peer, shared).await;
+    }
+}
+
+/// Drives a connection until it ends, or has not asked for anything, or the server stops.
+async fn until_end<C>(connection: C, asked: &AtomicBool, peer: SocketAddr, shared: &Shared)
+where
+    C: GracefulConnection<Error = hyper::Error>,
+{
+    tokio::pin!(connection);
+    let patience = tokio::time::sleep(FIRST_REQUEST);
+    tokio::pin!(patience);
+    let (mut patient, mut closing) = (true, false);
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a connection broke");
+                }
+                return;
+            }
+            () = &mut patience, if patient => {
+                if !asked.load(Ordering::Relaxed) {
+                    return;
+                }
+                patient = false;
+            }
+            () = shared.closing.cancelled(), if !closing => {
+                connection.as_mut().graceful_shutdown();
+                closing = true;
+            }
+            () = shared.closed.cancelled() => return,
+        }
     }
 }
 
