@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -127,11 +128,7 @@ impl Listeners {
 }
 
 /// Takes connections until the end.
-async fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    connections: TaskTracker,
-) -> std::io::Result<()> {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTracker) -> std::io::Result<()> {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -207,27 +204,25 @@ where
         routes.clone().call(request)
     });
     let io = TokioIo::new(io);
+    // On the heap where it is made: a task is as large as the largest of what it may ever hold, times the moves.
     if is_http2 {
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .serve_connection(io, service);
-        Box::pin(until_end(connection, &asked, peer, shared)).await;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let connection = Box::pin(builder.timer(TokioTimer::new()).serve_connection(io, service));
+        until_end(connection, &asked, peer, shared).await;
     } else {
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            // Between requests clients may be quiet for as long as they like.
-            .header_read_timeout(None)
-            .serve_connection(io, service);
+        let mut builder = http1::Builder::new();
+        // Between requests clients may be quiet for as long as they like.
+        builder.timer(TokioTimer::new()).header_read_timeout(None);
+        let connection = Box::pin(builder.serve_connection(io, service));
         until_end(connection, &asked, peer, shared).await;
     }
 }
 
 /// Drives a connection until it ends, or has not asked for anything, or the server stops.
-async fn until_end<C>(connection: C, asked: &AtomicBool, peer: SocketAddr, shared: &Shared)
+async fn until_end<C>(mut connection: Pin<Box<C>>, asked: &AtomicBool, peer: SocketAddr, shared: &Shared)
 where
     C: GracefulConnection<Error = hyper::Error>,
 {
-    tokio::pin!(connection);
     let patience = tokio::time::sleep(FIRST_REQUEST);
     tokio::pin!(patience);
     let (mut patient, mut closing) = (true, false);

@@ -38,8 +38,7 @@ pub(crate) async fn holders_before(
     let roots: BTreeSet<NodeId> = begin.filter_map(|(_, index)| events[*index].state_before).collect();
     let questions: Vec<StateQuestion> = roots.into_iter().map(|root| (root, keys.to_vec())).collect();
     let answers = core.store.states_get_many(&questions).await?;
-    let known: BTreeMap<NodeId, Holders> =
-        questions.into_iter().map(|(root, _)| root).zip(answers).collect();
+    let known: BTreeMap<NodeId, Holders> = questions.into_iter().map(|(root, _)| root).zip(answers).collect();
     let mut found: Vec<Option<Holders>> = vec![None; events.len()];
     for (at, index) in order.iter().enumerate() {
         let holders = if linked(at) {

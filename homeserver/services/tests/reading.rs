@@ -407,7 +407,8 @@ async fn events_say_what_they_replaced_and_who_was_there() {
     server.invite("carol", &room).await;
     server.join("carol", &room).await;
     for name in ["one", "two"] {
-        let draft = Draft::state(user("ann"), "m.room.name".into(), String::new(), raw(&json!({"name": name})));
+        let draft =
+            Draft::state(user("ann"), "m.room.name".into(), String::new(), raw(&json!({"name": name})));
         server.timeline.send(&Author::new(user("ann")), &room, draft, None).await.unwrap();
     }
     let forward = MessagesQuery { forward: true, limit: 100, ..MessagesQuery::default() };
@@ -415,7 +416,8 @@ async fn events_say_what_they_replaced_and_who_was_there() {
         let page = server.page(reader, &room, &forward).await.unwrap();
         let events: Vec<Value> =
             page.chunk.iter().map(|event| serde_json::from_str(event.get()).unwrap()).collect();
-        let mut holders: std::collections::BTreeMap<(String, String), Value> = std::collections::BTreeMap::new();
+        let mut holders: std::collections::BTreeMap<(String, String), Value> =
+            std::collections::BTreeMap::new();
         let mut own = "leave".to_owned();
         for event in &events {
             let unsigned = &event["unsigned"];

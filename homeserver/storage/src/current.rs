@@ -397,11 +397,8 @@ impl Conn {
     }
 
     async fn parents_of_room(&mut self, room: &RoomId, limit: i64) -> StoreResult<Vec<OwnedEventId>> {
-        let found: Vec<(String,)> = on_engine!(self, |c| sqlx::query_as(PARENTS)
-            .bind(room.as_str())
-            .bind(limit)
-            .fetch_all(c)
-            .await)?;
+        let found: Vec<(String,)> =
+            on_engine!(self, |c| sqlx::query_as(PARENTS).bind(room.as_str()).bind(limit).fetch_all(c).await)?;
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 }

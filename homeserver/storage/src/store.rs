@@ -24,8 +24,9 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
 
-/// Bytes of events kept in memory.
-const EVENT_CACHE_BYTES: u64 = 24 * 1024 * 1024;
+/// Bytes of events kept in memory: what people who talk now look at, and the state of their rooms. Those of the tail are shared
+/// with it.
+const EVENT_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// A guess of the events in that many bytes.
 const EVENT_CACHE_ITEMS: usize = 10_000;
 /// Rows read at once when this node has to catch up with the log.

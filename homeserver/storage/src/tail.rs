@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use waxwing_model::LogPosition;
 
 /// Bytes of rows kept: minutes of a busy server, and what most clients that come back within the hour need.
-const TAIL_BYTES: usize = 24 * 1024 * 1024;
+const TAIL_BYTES: usize = 16 * 1024 * 1024;
 
 /// Rows of one room that are gone through for its newest events: beyond them the database is as quick.
 const MAX_STEPS: usize = 2000;

@@ -15,7 +15,8 @@ const SETTLE: Duration = Duration::from_millis(150);
 /// How often the server whose metrics these are asked the database.
 async fn lookups(metrics: &str) -> u64 {
     let text = reqwest::get(metrics).await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with("waxwing_database_lookups_total ")).expect("the metric");
+    let line =
+        text.lines().find(|line| line.starts_with("waxwing_database_lookups_total ")).expect("the metric");
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -106,7 +107,8 @@ async fn a_page_of_what_was_just_said_reads_nothing() {
     }
     let say = async |round: usize| send(&bob, &room, &format!("page-{round}")).await;
     let ask = async |round: usize| {
-        let newest = ann.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=10")).await.fine();
+        let newest =
+            ann.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=10")).await.fine();
         assert_eq!(newest["chunk"].as_array().unwrap().len(), 10, "round {round}");
         for what in ["state", "members", "joined_members"] {
             ann.get(&format!("/_matrix/client/v3/rooms/{room}/{what}")).await.fine();

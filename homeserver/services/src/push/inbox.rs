@@ -1,8 +1,8 @@
 //! What is unread of users who have pushers, room by room. Each notification says how much is unread in all, so this is
 //! kept, and only rooms in which something happened are counted again.
 
-use super::rules::Source;
 use super::Parts;
+use super::rules::Source;
 use crate::folds::{Membership, UserRooms};
 use crate::notifier::Follower;
 use crate::thread_subscriptions::changed_room;

@@ -170,9 +170,7 @@ impl Found {
     async fn load(core: &Core, viewer: &UserId, all: &[Arc<StoredEvent>]) -> StoreResult<Found> {
         let ids: Vec<OwnedEventId> = all.iter().map(|stored| stored.event.event_id.clone()).collect();
         let Some(room) = all.first().map(|stored| &stored.event.room_id) else { return Ok(Found::default()) };
-        if all.iter().all(|stored| stored.event.room_id == *room)
-            && core.store.unrelated(room, &ids).await?
-        {
+        if all.iter().all(|stored| stored.event.room_id == *room) && core.store.unrelated(room, &ids).await? {
             return Ok(Found::default());
         }
         let (mut edits, rooted) = {

@@ -66,7 +66,13 @@ impl RoomReader {
             && member.is_some_and(|member| !member.forgotten)
         {
             let after = end.event.state_entry().map(|entry| (entry, end.event.event_id.clone()));
-            return Ok(Seat { state: StateView { root, after }, last, joined: false, newest: end.sn, partial: false });
+            return Ok(Seat {
+                state: StateView { root, after },
+                last,
+                joined: false,
+                newest: end.sn,
+                partial: false,
+            });
         }
         let visibility = self.state_event(&now, StateEventType::RoomHistoryVisibility, "").await?;
         match visibility_of(visibility.as_ref().map(|stored| &*stored.event)) {

@@ -10,11 +10,11 @@ mod seed;
 
 use super::build::Build;
 use super::response::UnreadCount;
-use kept::Kept;
 use crate::Core;
 use crate::push::rules::{RuleContext, Rules, Source, UserRules, flattened};
 use crate::receipts::thread_of;
 use crate::thread_subscriptions::is_change;
+use kept::Kept;
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -355,7 +355,15 @@ impl Unread {
 
 impl Room {
     fn new(source: Source, ignored: Arc<BTreeSet<OwnedUserId>>, upto: LogPosition) -> Room {
-        Room { upto, source, ignored, bounds: Bounds::default(), noted: Vec::new(), context: None, name: None }
+        Room {
+            upto,
+            source,
+            ignored,
+            bounds: Bounds::default(),
+            noted: Vec::new(),
+            context: None,
+            name: None,
+        }
     }
 
     /// Lets go of what is made again quickly; about how many bytes are left.
