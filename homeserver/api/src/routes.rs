@@ -257,13 +257,13 @@ fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
 
 /// The handler, running, of a request that may be made. On the heap, and gone while the handler waits: of a long poll
 /// nothing is kept but what it waits with.
-fn handler<'a>(
-    run: &'a Run,
+fn handler(
+    run: &Run,
     api: Api,
     endpoint: Endpoint,
     short: bool,
     request: Request,
-) -> BoxFuture<'a, ApiResult<Running>> {
+) -> BoxFuture<'_, ApiResult<Running>> {
     Box::pin(async move {
         let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
         if short {
