@@ -17,6 +17,7 @@ pub mod node;
 mod people;
 pub mod purge;
 pub mod signing_key;
-pub mod tls;
+pub mod taken;
+mod tls;
 pub mod user;
 pub mod wiring;

@@ -1,29 +1,40 @@
 //! Listeners: bound all together before anything is served, ended all together.
 
 use crate::config::Addresses;
+use crate::taken::{STALLED, Taken};
 use anyhow::{Context, bail};
 use axum::Router;
-use axum_server::Handle;
-use axum_server::accept::Accept;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use std::future::{Ready, ready};
-use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use axum::extract::ConnectInfo;
+use axum_server::tls_rustls::RustlsConfig;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::task::{Context as Waker, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
 
 /// A connection that has not sent its first request by then is closed.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// A handshake that is not done by then is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// A client that takes nothing of its answer for so long is cut off: the answer is memory that others need.
-const STALLED: Duration = Duration::from_secs(30);
+/// After a failure to take a connection, for want of file descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How every connection of HTTP/2 begins: <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often the beginning of a connection is looked at until it can be told from that.
+const PEEK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a listener speaks.
 #[derive(Clone)]
@@ -34,7 +45,7 @@ pub enum Scheme {
 
 /// The sockets of one setting.
 #[derive(Debug)]
-pub struct Sockets(Vec<(SocketAddr, TcpListener)>);
+pub struct Sockets(Vec<(SocketAddr, std::net::TcpListener)>);
 
 impl Sockets {
     /// Binds each address of the setting `key`.
@@ -46,7 +57,7 @@ impl Sockets {
             if resolved.is_empty() {
                 bail!("{}: the name has no address", what());
             }
-            let listener = TcpListener::bind(&resolved[..]).with_context(what)?;
+            let listener = std::net::TcpListener::bind(&resolved[..]).with_context(what)?;
             sockets.push((listener.local_addr().with_context(what)?, listener));
         }
         Ok(Sockets(sockets))
@@ -58,110 +69,38 @@ impl Sockets {
     }
 }
 
-/// Takes connections, sends small answers at once, and cuts off whoever does not take theirs.
-#[derive(Clone, Copy)]
-struct Watched {
-    patience: Duration,
-}
-
-impl<S> Accept<TcpStream, S> for Watched {
-    type Stream = Taken;
-    type Service = S;
-    type Future = Ready<io::Result<(Taken, S)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        ready(
-            stream
-                .set_nodelay(true)
-                .map(|()| (Taken { stream, patience: self.patience, stalled: None }, service)),
-        )
-    }
-}
-
-/// A connection. A timer runs only while something is not taken.
-struct Taken {
-    stream: TcpStream,
-    patience: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Taken {
-    /// The outcome of a write, or an error when the other end has taken nothing for too long.
-    fn judge<T>(&mut self, waker: &mut Waker<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            self.stalled = None;
-            return outcome;
-        }
-        let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        stalled.as_mut().poll(waker).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Taken {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        waker: &mut Waker<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(waker, into)
-    }
-}
-
-impl AsyncWrite for Taken {
-    fn poll_write(mut self: Pin<&mut Self>, waker: &mut Waker<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(waker, bytes);
-        self.judge(waker, outcome)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        waker: &mut Waker<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(waker, pieces);
-        self.judge(waker, outcome)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(waker)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(waker)
-    }
-}
-
 /// Running listeners.
 #[derive(Default)]
 pub struct Listeners {
-    handles: Vec<Handle<SocketAddr>>,
-    tasks: JoinSet<io::Result<()>>,
+    tasks: JoinSet<std::io::Result<()>>,
+    connections: TaskTracker,
+    /// No more connections, no further requests on those that there are.
+    closing: CancellationToken,
+    /// What is left is cut off.
+    closed: CancellationToken,
+}
+
+/// What the connections of one listener share.
+struct Shared {
+    scheme: Scheme,
+    routes: Router,
+    closing: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Listeners {
     /// Starts serving `routes` on each socket.
-    pub fn serve(&mut self, sockets: Sockets, scheme: &Scheme, routes: &Router) -> io::Result<()> {
+    pub fn serve(&mut self, sockets: Sockets, scheme: &Scheme, routes: &Router) -> std::io::Result<()> {
+        let shared = Arc::new(Shared {
+            scheme: scheme.clone(),
+            routes: routes.clone(),
+            closing: self.closing.clone(),
+            closed: self.closed.clone(),
+        });
         for (_, listener) in sockets.0 {
-            let handle = Handle::new();
-            self.handles.push(handle.clone());
-            let service = routes.clone().into_make_service_with_connect_info::<SocketAddr>();
-            let server = axum_server::from_tcp(listener)?.handle(handle).first_request_timeout(FIRST_REQUEST);
-            match scheme {
-                Scheme::Http => {
-                    self.tasks.spawn(server.acceptor(Watched { patience: STALLED }).serve(service))
-                }
-                Scheme::Https(tls) => {
-                    let acceptor = RustlsAcceptor::new(tls.clone())
-                        .handshake_timeout(HANDSHAKE)
-                        .acceptor(Watched { patience: STALLED });
-                    self.tasks.spawn(server.acceptor(acceptor).serve(service))
-                }
-            };
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            self.tasks.spawn(accept(listener, Arc::clone(&shared), self.connections.clone()));
         }
         Ok(())
     }
@@ -179,30 +118,141 @@ impl Listeners {
 
     /// Takes no more connections, lets requests finish for `grace`, then closes what is left.
     pub async fn close(mut self, grace: Duration) {
-        for handle in &self.handles {
-            handle.graceful_shutdown(Some(grace));
-        }
+        self.closing.cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.connections.close();
+        if tokio::time::timeout(grace, self.connections.wait()).await.is_err() {
+            self.closed.cancel();
+            self.connections.wait().await;
+        }
+    }
+}
+
+/// Takes connections until the end.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTracker) -> std::io::Result<()> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.closing.cancelled() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, peer)) => drop(connections.spawn(connection(stream, peer, Arc::clone(&shared)))),
+            Err(error) => {
+                // One connection may have broken off, or there are too many: neither ends the listener.
+                tracing::debug!(%error, "no connection was taken");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection until it ends. Thousands of clients hold one each and wait: what only its beginning needs is on
+/// the heap and gone when requests are served.
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    // Small answers are to leave at once. A connection that refuses is as good without.
+    let _ = stream.set_nodelay(true);
+    match &shared.scheme {
+        Scheme::Http => {
+            let begun = tokio::time::timeout(FIRST_REQUEST, begins_as_http2(&stream));
+            let http2 = tokio::select! {
+                begun = begun => matches!(begun, Ok(Ok(true))),
+                () = shared.closing.cancelled() => return,
+            };
+            serve(Taken::new(stream, STALLED), http2, peer, &shared).await;
+        }
+        Scheme::Https(tls) => {
+            let handshake = TlsAcceptor::from(tls.get_inner()).accept(Taken::new(stream, STALLED));
+            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
+            let stream = tokio::select! {
+                done = handshake => match done {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return tracing::debug!(%peer, %error, "no TLS"),
+                    Err(_) => return tracing::debug!(%peer, "the TLS handshake took too long"),
+                },
+                () = shared.closing.cancelled() => return,
+            };
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            serve(stream, http2, peer, &shared).await;
+        }
+    }
+}
+
+/// Whether a connection begins as one of HTTP/2. Looks at what has come without taking it: what is read before the version
+/// is known would double the buffer in which requests are read.
+async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 || seen[..count] != PREFACE[..count] {
+            return Ok(false);
+        }
+        if count == PREFACE.len() {
+            return Ok(true);
+        }
+        tokio::time::sleep(PEEK_EVERY).await;
+    }
+}
+
+async fn serve<I>(io: I, is_http2: bool, peer: SocketAddr, shared: &Shared)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let asked = Arc::new(AtomicBool::new(false));
+    let (routes, first) = (shared.routes.clone(), Arc::clone(&asked));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        first.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        routes.clone().call(request)
+    });
+    let io = TokioIo::new(io);
+    // On the heap where it is made: a task is as large as the largest of what it may ever hold, times the moves.
+    if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let connection = Box::pin(builder.timer(TokioTimer::new()).serve_connection(io, service));
+        until_end(connection, &asked, peer, shared).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        // Between requests clients may be quiet for as long as they like.
+        builder.timer(TokioTimer::new()).header_read_timeout(None);
+        let connection = Box::pin(builder.serve_connection(io, service));
+        until_end(connection, &asked, peer, shared).await;
+    }
+}
+
+/// Drives a connection until it ends, or has not asked for anything, or the server stops.
+async fn until_end<C>(mut connection: Pin<Box<C>>, asked: &AtomicBool, peer: SocketAddr, shared: &Shared)
+where
+    C: GracefulConnection<Error = hyper::Error>,
+{
+    let patience = tokio::time::sleep(FIRST_REQUEST);
+    tokio::pin!(patience);
+    let (mut patient, mut closing) = (true, false);
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a connection broke");
+                }
+                return;
+            }
+            () = &mut patience, if patient => {
+                if !asked.load(Ordering::Relaxed) {
+                    return;
+                }
+                patient = false;
+            }
+            () = shared.closing.cancelled(), if !closing => {
+                connection.as_mut().graceful_shutdown();
+                closing = true;
+            }
+            () = shared.closed.cancelled() => return,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
-
-    #[tokio::test]
-    async fn whoever_takes_nothing_is_cut_off() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let idle = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let (mut taken, ()) =
-            Watched { patience: Duration::from_millis(200) }.accept(stream, ()).await.unwrap();
-        let all = vec![0; 64 * 1024 * 1024];
-        let outcome = taken.write_all(&all).await;
-        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        drop(idle);
-    }
 
     #[test]
     fn a_taken_address_is_named_with_its_setting() {

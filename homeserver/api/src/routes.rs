@@ -4,6 +4,7 @@ use crate::access::{Rules, rules};
 use crate::drain::drain;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
+use crate::load::Share;
 use crate::observe::observe;
 use crate::state::Api;
 use axum::Router;
@@ -24,7 +25,10 @@ use tower_http::compression::predicate::{Predicate, SizeAbove};
 /// Smaller answers are not worth compressing.
 const COMPRESS_ABOVE: u64 = 1024;
 
-type Run = Arc<dyn Fn(Api, Received) -> BoxFuture<'static, ApiResult<Response>> + Send + Sync>;
+/// What a request has taken of what the node takes on.
+type Shares = (Option<Share>, Option<Share>);
+type Running = BoxFuture<'static, ApiResult<Response>>;
+type Run = Arc<dyn Fn(Api, Received) -> Running + Send + Sync>;
 
 /// Registers typed handlers: `async fn(Api, Args<R>) -> Result<R::OutgoingResponse, ApiError>`.
 pub(crate) trait RouterExt: Sized {
@@ -248,16 +252,30 @@ fn register_empty_last(
 
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
-        let served = async {
-            let _running = if endpoint.rules.waits { None } else { Some(api.limits.load.run()?) };
-            let _body = api.limits.load.hold(announced(&request, endpoint.rules.body))?;
-            let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
-            if short {
-                received.path.push(String::new());
-            }
-            run(api, received).await
-        };
-        served.await.unwrap_or_else(ApiError::into_response)
+        match handler(&run, api, endpoint, short, request).await {
+            Ok((_shares, running)) => running.await.unwrap_or_else(ApiError::into_response),
+            Err(error) => error.into_response(),
+        }
+    })
+}
+
+/// The handler, running, of a request that may be made. On the heap, and gone while the handler waits: of a long poll
+/// nothing is kept but what it waits with.
+fn handler(
+    run: &Run,
+    api: Api,
+    endpoint: Endpoint,
+    short: bool,
+    request: Request,
+) -> BoxFuture<'_, ApiResult<(Shares, Running)>> {
+    Box::pin(async move {
+        let running = if endpoint.rules.waits { None } else { Some(api.limits.load.run()?) };
+        let body = api.limits.load.hold(announced(&request, endpoint.rules.body))?;
+        let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
+        if short {
+            received.path.push(String::new());
+        }
+        Ok(((running, body), run(api, received)))
     })
 }
 

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod appservices;
 pub mod audit;
 pub mod backups;
+mod before;
 mod core;
 pub mod delayed;
 pub mod directory;

@@ -2,11 +2,11 @@
 //! again. <https://spec.matrix.org/v1.19/client-server-api/#listing-notifications>
 
 use crate::Core;
-use crate::push::rules::{RuleContext, flattened};
+use crate::push::rules::{RuleContext, UserRules, flattened};
 use crate::render::{Shown, Viewer, render_one};
 use crate::sync::unread::Unread;
 use crate::visibility::{ignored_users, visible_events};
-use ruma::push::{Action, Ruleset};
+use ruma::push::Action;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -57,7 +57,7 @@ pub struct Notifications {
 /// What holds for one answer.
 struct Asked<'a> {
     viewer: &'a Viewer,
-    rules: Arc<Ruleset>,
+    rules: Arc<UserRules>,
     ignored: Arc<BTreeSet<OwnedUserId>>,
     upto: LogPosition,
     rooms: HashMap<OwnedRoomId, Room>,

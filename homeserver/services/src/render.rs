@@ -5,17 +5,17 @@
 mod relations;
 
 use crate::Core;
+use crate::before::{holders_before, replaced};
 use relations::Bundles;
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
-use waxwing_model::{LogPosition, StateKey, state_key};
+use waxwing_model::{LogPosition, state_key};
 use waxwing_rooms::client_json::{ClientEvent, Unsigned, age};
-use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::membership_of;
-use waxwing_storage::{StateQuestion, StoreResult, StoredEvent};
+use waxwing_storage::{StoreResult, StoredEvent};
 
 /// For whom events are shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -178,38 +178,20 @@ pub(crate) fn bare(
     if room_id { client.with_room(&unsigned) } else { client.for_sync(&unsigned) }
 }
 
-/// The entries of the states before the events that matter here, one lookup for each different state.
+/// The entries of the states before the events that matter here.
 async fn states_before(
     core: &Core,
     viewer: &Viewer,
     events: &[Arc<StoredEvent>],
 ) -> StoreResult<Vec<Before>> {
     let member = state_key(StateEventType::RoomMember, viewer.user.as_str());
-    let mut by_root: HashMap<NodeId, Vec<StateKey>> = HashMap::new();
-    for stored in events {
-        let Some(root) = stored.state_before else { continue };
-        let keys = by_root.entry(root).or_insert_with(|| vec![member.clone()]);
-        keys.extend(stored.event.state_entry().filter(|entry| *entry != member));
-    }
-    let mut found: HashMap<NodeId, HashMap<StateKey, OwnedEventId>> = HashMap::new();
-    let questions: Vec<StateQuestion> = by_root.into_iter().collect();
-    let answers = core.store.states_get_many(&questions).await?;
-    for ((root, keys), ids) in questions.into_iter().zip(answers) {
-        let entries = keys.into_iter().zip(ids).filter_map(|(key, id)| Some((key, id?))).collect();
-        found.insert(root, entries);
-    }
-    Ok(events
-        .iter()
-        .map(|stored| {
-            let Some(entries) = stored.state_before.and_then(|root| found.get(&root)) else {
-                return Before::default();
-            };
-            Before {
-                member: entries.get(&member).cloned(),
-                replaced: stored.event.state_entry().and_then(|entry| entries.get(&entry).cloned()),
-            }
-        })
-        .collect())
+    let members = holders_before(core, events, &[member]).await?;
+    let replaced = replaced(core, events).await?;
+    let before = members.into_iter().zip(replaced).map(|(members, replaced)| Before {
+        member: members.and_then(|mut members| members.pop().flatten()),
+        replaced,
+    });
+    Ok(before.collect())
 }
 
 /// The transaction ids of those of the events that the viewer's device sent.

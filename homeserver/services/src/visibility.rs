@@ -2,14 +2,14 @@
 //! events. <https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility>
 
 use crate::Core;
+use crate::before::{Holders, holders_before};
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use waxwing_model::state_key;
-use waxwing_rooms::state_tree::NodeId;
 use waxwing_rooms::visibility::{View, membership_of, user_may_see, visibility_of};
-use waxwing_storage::{StateQuestion, StoreResult, StoredEvent};
+use waxwing_storage::{MemberRow, StoreResult, StoredEvent};
 
 /// Member events looked at to find out when someone was last in a room: invitations rejected, bans, unbans.
 const MAX_MEMBER_STEPS: usize = 20;
@@ -47,21 +47,26 @@ pub(crate) async fn last_stay(
     user: &UserId,
     room: &RoomId,
 ) -> StoreResult<(LastJoined, Option<Arc<StoredEvent>>)> {
-    let Some(row) = core.store.read().await?.member_load(room, user).await? else {
-        return Ok((LastJoined::Never, None));
-    };
+    match core.store.now().await?.member(room, user).await? {
+        Some(row) => stay_of(core, &row).await,
+        None => Ok((LastJoined::Never, None)),
+    }
+}
+
+/// The same, of one whose membership is known.
+pub(crate) async fn stay_of(
+    core: &Core,
+    row: &MemberRow,
+) -> StoreResult<(LastJoined, Option<Arc<StoredEvent>>)> {
     if row.membership == "join" {
         return Ok((LastJoined::Now, None));
     }
-    let mut id = row.event_id;
+    let mut id = row.event_id.clone();
     for _ in 0..MAX_MEMBER_STEPS {
         let Some(stored) = core.store.event(&id).await? else { break };
         let Some(root) = stored.state_before else { break };
-        let before = {
-            let mut conn = core.store.read().await?;
-            core.store.state(&mut conn).get(root, StateEventType::RoomMember, user.as_str()).await?
-        };
-        let Some(before) = before else { break };
+        let user = row.user_id.as_str();
+        let Some(before) = core.store.state_get(root, StateEventType::RoomMember, user).await? else { break };
         let Some(previous) = core.store.event(&before).await? else { break };
         if membership_of(Some(&previous.event)).as_str() == "join" {
             return Ok((LastJoined::Until(stored.sn), Some(stored)));
@@ -93,20 +98,17 @@ pub async fn visible_to(
     last: LastJoined,
     events: Vec<Arc<StoredEvent>>,
 ) -> StoreResult<Vec<Arc<StoredEvent>>> {
-    let roots: BTreeSet<NodeId> = events.iter().filter_map(|stored| stored.state_before).collect();
     let keys = [
         state_key(StateEventType::RoomHistoryVisibility, ""),
         state_key(StateEventType::RoomMember, user.as_str()),
     ];
-    let questions: Vec<StateQuestion> = roots.into_iter().map(|root| (root, keys.to_vec())).collect();
-    let answers = core.store.states_get_many(&questions).await?;
-    let entries: BTreeMap<NodeId, Vec<Option<OwnedEventId>>> =
-        questions.into_iter().map(|(root, _)| root).zip(answers).collect();
-    let ids: BTreeSet<OwnedEventId> = entries.values().flatten().flatten().cloned().collect();
-    let ids: Vec<OwnedEventId> = ids.into_iter().collect();
+    let before = holders_before(core, &events, &keys).await?;
+    let ids: BTreeSet<&OwnedEventId> = before.iter().flatten().flatten().flatten().collect();
+    let ids: Vec<OwnedEventId> = ids.into_iter().cloned().collect();
     let loaded = core.store.events(&ids).await?;
-    let visible =
-        events.into_iter().filter(|stored| may_see(stored, user, last, &entries, &loaded)).collect();
+    let seen = events.into_iter().zip(&before);
+    let seen = seen.filter(|(stored, before)| may_see(stored, user, last, before.as_ref(), &loaded));
+    let visible = seen.map(|(stored, _)| stored).collect();
     crate::erasure::conceal(core, user, visible).await
 }
 
@@ -114,10 +116,10 @@ fn may_see(
     stored: &StoredEvent,
     user: &UserId,
     last: LastJoined,
-    entries: &BTreeMap<NodeId, Vec<Option<OwnedEventId>>>,
+    before: Option<&Holders>,
     loaded: &HashMap<OwnedEventId, Arc<StoredEvent>>,
 ) -> bool {
-    let Some(before) = stored.state_before.and_then(|root| entries.get(&root)) else { return false };
+    let Some(before) = before else { return false };
     if !stored.flags.visible() {
         return false;
     }
@@ -142,7 +144,7 @@ pub async fn ignored_users(core: &Core, user: &UserId) -> StoreResult<BTreeSet<O
     struct Content {
         ignored_users: serde_json::Map<String, serde_json::Value>,
     }
-    let content = core.store.read().await?.account_data_load(user, None, "m.ignored_user_list").await?;
+    let content = core.store.now().await?.account_data(user, "m.ignored_user_list").await?;
     let content: Option<Content> = content.and_then(|content| serde_json::from_str(&content).ok());
     Ok(content
         .map(|content| content.ignored_users.keys().filter_map(|id| UserId::parse(id).ok()).collect())

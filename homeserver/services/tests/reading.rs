@@ -393,3 +393,47 @@ async fn relations_are_paged_filtered_and_followed() {
     let hidden = server.reader.relations(&viewer("bob"), &closed, &early, &RelationsQuery::default()).await;
     assert!(matches!(hidden, Err(ReadError::NotFound(_))), "{hidden:?}");
 }
+
+#[tokio::test]
+async fn events_say_what_they_replaced_and_who_was_there() {
+    let server = server().await;
+    let room = server.room("shared").await;
+    // Many who come and go one after the other: what is said of one follows from the one before.
+    for name in ["bob", "carol", "bob"] {
+        server.join(name, &room).await;
+        server.say("ann", &room, name).await;
+        server.leave(name, &room).await;
+    }
+    server.invite("carol", &room).await;
+    server.join("carol", &room).await;
+    for name in ["one", "two"] {
+        let draft =
+            Draft::state(user("ann"), "m.room.name".into(), String::new(), raw(&json!({"name": name})));
+        server.timeline.send(&Author::new(user("ann")), &room, draft, None).await.unwrap();
+    }
+    let forward = MessagesQuery { forward: true, limit: 100, ..MessagesQuery::default() };
+    for reader in ["ann", "carol"] {
+        let page = server.page(reader, &room, &forward).await.unwrap();
+        let events: Vec<Value> =
+            page.chunk.iter().map(|event| serde_json::from_str(event.get()).unwrap()).collect();
+        let mut holders: std::collections::BTreeMap<(String, String), Value> =
+            std::collections::BTreeMap::new();
+        let mut own = "leave".to_owned();
+        for event in &events {
+            let unsigned = &event["unsigned"];
+            if let Some(key) = event["state_key"].as_str() {
+                let entry = (event["type"].to_string(), key.to_owned());
+                let before = holders.insert(entry, event.clone());
+                let id = before.as_ref().map_or(Value::Null, |before| before["event_id"].clone());
+                assert_eq!(unsigned["replaces_state"], id, "{event}");
+                let content = before.map_or(Value::Null, |before| before["content"].clone());
+                assert_eq!(unsigned["prev_content"], content, "{event}");
+                if event["type"] == "m.room.member" && key == user(reader) {
+                    event["content"]["membership"].as_str().unwrap().clone_into(&mut own);
+                }
+            }
+            assert_eq!(unsigned["membership"], own, "{reader}: {event}");
+        }
+        assert!(events.len() > 15, "{}", events.len());
+    }
+}

@@ -12,11 +12,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections that read on SQLite: two a core is enough to keep the disk busy on the machines we aim at.
-const SQLITE_READERS: u32 = 8;
+/// Connections for each core that read on SQLite: enough to keep the disk busy. Each takes some 3 MB once it was busy.
+const SQLITE_READERS_EACH: u32 = 2;
+/// And no more than so many, however many cores there are.
+const SQLITE_READERS_MOST: u32 = 16;
+/// Prepared statements that a reading connection keeps: those of lists of hundreds of parameters are large.
+const SQLITE_READER_STATEMENTS: usize = 150;
 /// Memory of each reading connection for pages, as the pragma wants it (negative: KiB). The operating system keeps the
 /// file in memory too.
-const SQLITE_READER_CACHE: &str = "-2000";
+const SQLITE_READER_CACHE: &str = "-1000";
 /// The same for the connection that writes: it meets the same pages of the indexes again and again.
 const SQLITE_WRITER_CACHE: &str = "-16000";
 /// Pages of 4 KiB in the write-ahead log after which a commit copies them into the database: 32 MiB. A page that changes a
@@ -100,6 +104,11 @@ impl Conn {
     }
 }
 
+fn sqlite_readers() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    (SQLITE_READERS_EACH * cores).clamp(SQLITE_READERS_EACH * 2, SQLITE_READERS_MOST)
+}
+
 /// The pools of one database.
 #[derive(Clone, Debug)]
 pub(crate) enum Pools {
@@ -134,12 +143,12 @@ impl Pools {
                 .connect_with(writing)
                 .await?;
             let readers = SqlitePoolOptions::new()
-                .max_connections(SQLITE_READERS)
+                .max_connections(sqlite_readers())
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .acquire_timeout(PATIENCE)
                 .test_before_acquire(false)
-                .connect_lazy_with(options);
+                .connect_lazy_with(options.statement_cache_capacity(SQLITE_READER_STATEMENTS));
             return Ok(Pools::Sqlite { writer, readers });
         }
         if address.starts_with("postgres://") || address.starts_with("postgresql://") {

@@ -14,7 +14,7 @@ use waxwing_rooms::state_tree::NodeId;
 statements! {
     LOAD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE event_id IN ($list)";
     BACKWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn < $2 AND flags = 0 ORDER BY sn DESC LIMIT $3";
-    BACKWARD_OF = "SELECT * FROM (SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $3 AND sn < $1 AND flags = 0 ORDER BY sn DESC LIMIT $2) AS newest";
+    BACKWARD_OF = "SELECT * FROM (SELECT sn, event_id, room_id FROM events WHERE room_id = $3 AND sn < $1 AND flags = 0 ORDER BY sn DESC LIMIT $2) AS newest";
     EXTREMITIES_OF = "SELECT room_id, event_id FROM backward_extremities WHERE room_id IN ($list)";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
     AT_OR_AFTER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts >= $2 AND flags = 0 ORDER BY ts, sn LIMIT $3";
@@ -140,36 +140,36 @@ impl Conn {
         found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
     }
 
-    /// Like [`Conn::events_backward`] for many rooms at once, `limit` events of each.
-    pub async fn events_backward_of(
+    /// The ids of the newest visible events of many rooms with `sn` below `before`, newest first, `limit` of each.
+    pub(crate) async fn timelines_ids(
         &mut self,
         rooms: &[OwnedRoomId],
         before: i64,
         limit: i64,
-    ) -> StoreResult<HashMap<OwnedRoomId, Vec<Arc<StoredEvent>>>> {
-        let mut all: HashMap<OwnedRoomId, Vec<Arc<StoredEvent>>> =
-            rooms.iter().map(|room| (room.clone(), Vec::new())).collect();
+    ) -> StoreResult<HashMap<OwnedRoomId, Vec<OwnedEventId>>> {
+        let mut all: HashMap<OwnedRoomId, Vec<(i64, OwnedEventId)>> = HashMap::new();
         for chunk in rooms.chunks(ROOMS_AT_ONCE) {
             let chunk = padded(chunk);
             let of = |index: usize| BACKWARD_OF.replace("$3", &format!("${}", index + 3));
             let text = (0..chunk.len()).map(of).collect::<Vec<_>>().join(" UNION ALL ");
-            let found: Vec<Columns> = on_engine!(self, |c| {
+            let found: Vec<(i64, String, String)> = on_engine!(self, |c| {
                 let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(before).bind(limit);
                 for room in &chunk {
                     query = query.bind(room.as_str());
                 }
                 query.fetch_all(c).await
             })?;
-            for columns in found {
-                let stored = decode(columns)?;
-                let Some(events) = all.get_mut(&stored.event.room_id) else { continue };
+            for (sn, id, room) in found {
+                let (Ok(id), Ok(room)) = (id.try_into(), OwnedRoomId::try_from(room)) else { continue };
+                let ids = all.entry(room).or_default();
                 // The last room is there more than once.
-                if events.last().is_none_or(|last| last.sn > stored.sn) {
-                    events.push(Arc::new(stored));
+                if ids.last().is_none_or(|(last, _)| *last > sn) {
+                    ids.push((sn, id));
                 }
             }
         }
-        Ok(all)
+        let without_numbers = |ids: Vec<(i64, OwnedEventId)>| ids.into_iter().map(|(_, id)| id).collect();
+        Ok(all.into_iter().map(|(room, ids)| (room, without_numbers(ids))).collect())
     }
 
     /// Like [`Conn::backward_extremities`] for many rooms at once.

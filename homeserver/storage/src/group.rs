@@ -9,7 +9,7 @@ use crate::store::Inner;
 use crate::tx::{Buffers, Slot, TransactionKey, Tx};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ruma::{OwnedRoomId, OwnedServerName};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -225,6 +225,7 @@ async fn finish(inner: &Arc<Inner>, written: Written) {
     for stored in &written.events {
         inner.event_cache_put(Arc::clone(stored));
     }
+    inner.current.relate(&written.related);
     inner.publish(written.rows).await;
     // Whoever is told looks up to the end of the log.
     inner.outbox_written(written.destinations, written.outgoing);
@@ -264,6 +265,8 @@ struct Written {
     events: Vec<Arc<StoredEvent>>,
     destinations: BTreeSet<OwnedServerName>,
     outgoing: bool,
+    /// What others relate to from now on.
+    related: Vec<(OwnedRoomId, OwnedEventId)>,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
@@ -275,11 +278,11 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
-        return Ok(Written::default());
+        return Ok(Written { related: std::mem::take(&mut tx.related), ..Written::default() });
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
-    let written = place(&buffers, last - count, lowest + below);
+    let mut written = place(&buffers, last - count, lowest + below);
     tx.conn.events_insert(&written.events).await?;
     tx.conn.search_insert(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
@@ -289,6 +292,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.messages_insert(&buffers.to_device, position).await?;
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
     tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
+    written.related = std::mem::take(&mut tx.related);
     Ok(written)
 }
 
@@ -332,5 +336,5 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
         events.push(stored);
     }
     let destinations = buffers.outbox.iter().map(|row| row.destination.clone()).collect();
-    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty() }
+    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty(), related: Vec::new() }
 }

@@ -12,6 +12,7 @@ mod appservices;
 mod audit;
 mod backups;
 mod bus;
+mod current;
 mod cursors;
 mod dehydrated;
 mod delayed;
@@ -74,6 +75,7 @@ mod whispers;
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use current::{JoinedRow, Now, RoomNow};
 pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
 pub use device_lists::DeviceListRow;
@@ -129,6 +131,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("appservices", appservices::STATEMENTS),
     ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
+    ("current", current::STATEMENTS),
     ("cursors", cursors::STATEMENTS),
     ("delayed", delayed::STATEMENTS),
     ("dehydrated", dehydrated::STATEMENTS),

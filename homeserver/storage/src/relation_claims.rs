@@ -45,6 +45,7 @@ impl crate::Tx {
         rel_type: &str,
     ) -> StoreResult<()> {
         let kind = child.kind.to_string();
+        self.related.push((child.room_id.clone(), parent.to_owned()));
         let conn = self.writing().await?;
         on_engine!(conn, |c| sqlx::query(RELATE)
             .bind(parent.as_str())

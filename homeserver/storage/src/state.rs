@@ -20,7 +20,7 @@ statements! {
 }
 
 /// Bytes of state nodes that a node of the cluster keeps in memory.
-const CACHE_BYTES: u64 = 24 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// A guess of the nodes in that many bytes, for the cache's tables.
 const CACHE_ITEMS: usize = 40_000;
 

@@ -1,5 +1,6 @@
 //! The store: one database, one writer of groups, one tail of the log.
 
+use crate::current::Current;
 use crate::engine::{Conn, Engine, Pools};
 use crate::erased::ErasedUsers;
 use crate::error::{StoreError, StoreResult};
@@ -25,8 +26,9 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
 
-/// Bytes of events kept in memory.
-const EVENT_CACHE_BYTES: u64 = 24 * 1024 * 1024;
+/// Bytes of events kept in memory: what people who talk now look at, and the state of their rooms. Those of the tail are shared
+/// with it.
+const EVENT_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// A guess of the events in that many bytes.
 const EVENT_CACHE_ITEMS: usize = 10_000;
 /// Rows read at once when this node has to catch up with the log.
@@ -60,6 +62,7 @@ pub(crate) struct Inner {
     pub events: Arc<EventCache>,
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
+    pub current: Current,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
@@ -102,6 +105,7 @@ impl Store {
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             erased: ErasedUsers::default(),
+            current: Current::default(),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
@@ -130,6 +134,7 @@ impl Store {
     /// A connection for lookups. Never hold it while waiting for the network or for a write.
     pub async fn read(&self) -> StoreResult<Conn> {
         self.inner.lookups.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("waxwing_database_lookups_total").increment(1);
         self.inner.pools.reader().await
     }
 

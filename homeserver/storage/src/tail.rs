@@ -1,15 +1,29 @@
 //! The newest stretch of the log, decoded, in memory. A reader inside it asks the database nothing.
 
-use crate::log::LogRow;
+use crate::events::StoredEvent;
+use crate::log::{Fact, LogRow};
 use parking_lot::RwLock;
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
-use std::collections::{HashMap, VecDeque};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::watch;
 use waxwing_model::LogPosition;
 
 /// Bytes of rows kept: minutes of a busy server, and what most clients that come back within the hour need.
-const TAIL_BYTES: usize = 24 * 1024 * 1024;
+const TAIL_BYTES: usize = 16 * 1024 * 1024;
+
+/// Rows of one room that are gone through for its newest events: beyond them the database is as quick.
+const MAX_STEPS: usize = 2000;
+
+/// The newest events of a room.
+pub(crate) struct NewestOfRoom {
+    /// Newest first, as they were when they came.
+    pub events: Vec<Arc<StoredEvent>>,
+    /// Those of them that changed later.
+    pub changed: HashSet<OwnedEventId>,
+    /// What came up to here is not among them.
+    pub floor: LogPosition,
+}
 
 #[derive(Default)]
 struct Rows {
@@ -86,6 +100,59 @@ impl Tail {
         (after >= rows.floor).then(|| rows.select(rows.by_user.get(user), after, upto))
     }
 
+    /// Whether one of the rows after `after` up to `upto` that name `room` is such a one; `None` when the tail does not
+    /// reach back that far.
+    pub(crate) fn room_has(
+        &self,
+        room: &RoomId,
+        after: LogPosition,
+        upto: LogPosition,
+        such: impl Fn(&LogRow) -> bool,
+    ) -> Option<bool> {
+        let rows = self.rows.read();
+        (after >= rows.floor).then(|| rows.has(rows.by_room.get(room), after, upto, such))
+    }
+
+    /// Like [`Tail::room_has`], of the rows that name `user`.
+    pub(crate) fn user_has(
+        &self,
+        user: &UserId,
+        after: LogPosition,
+        upto: LogPosition,
+        such: impl Fn(&LogRow) -> bool,
+    ) -> Option<bool> {
+        let rows = self.rows.read();
+        (after >= rows.floor).then(|| rows.has(rows.by_user.get(user), after, upto, such))
+    }
+
+    /// The newest events of the room's timeline before `before` that are in memory, newest first, at most `limit`.
+    /// `None` when memory cannot tell: too much happened since, events are gone, or one is not at hand.
+    pub(crate) fn newest_of_room(&self, room: &RoomId, before: i64, limit: usize) -> Option<NewestOfRoom> {
+        let rows = self.rows.read();
+        let (mut events, mut changed) = (Vec::new(), HashSet::new());
+        let first = rows.queue.front().map_or(rows.floor, |row| row.position);
+        let positions = rows.by_room.get(room).into_iter().flatten().rev();
+        for (step, position) in positions.enumerate() {
+            if events.len() == limit {
+                break;
+            }
+            if step == MAX_STEPS {
+                return None;
+            }
+            let row = rows.queue.get((position.0 - first.0) as usize)?;
+            match row.fact {
+                Fact::Event if position.0 < before => {
+                    events.push(Arc::clone(row.event.as_ref().filter(|stored| stored.flags.visible())?));
+                }
+                Fact::EventChanged => changed.extend(row.event_id()),
+                Fact::Room if row.data.as_deref() == Some(crate::PURGED) => return None,
+                _ => {}
+            }
+        }
+        changed.retain(|id| events.iter().any(|stored: &Arc<StoredEvent>| stored.event.event_id == *id));
+        Some(NewestOfRoom { events, changed, floor: rows.floor })
+    }
+
     /// Adds rows that follow the head without a gap, then wakes the readers.
     pub(crate) fn append(&self, new: Vec<LogRow>) {
         let Some(last) = new.last().map(|row| row.position) else { return };
@@ -149,6 +216,21 @@ impl Rows {
         }
     }
 
+    fn has(
+        &self,
+        positions: Option<&VecDeque<LogPosition>>,
+        after: LogPosition,
+        upto: LogPosition,
+        such: impl Fn(&LogRow) -> bool,
+    ) -> bool {
+        let Some(positions) = positions else { return false };
+        let newer = positions.iter().rev().take_while(|position| **position > after);
+        newer
+            .filter(|position| **position <= upto)
+            .filter_map(|position| self.at(*position))
+            .any(|row| such(row))
+    }
+
     fn select(
         &self,
         positions: Option<&VecDeque<LogPosition>>,
@@ -168,7 +250,6 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Fact;
 
     fn row(position: i64, user: &str) -> LogRow {
         LogRow {

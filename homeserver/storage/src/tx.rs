@@ -125,6 +125,8 @@ pub struct Tx {
     pub(crate) rooms: BTreeMap<OwnedRoomId, RoomSlot>,
     /// Events of this group by id: an index into `buffers.events`.
     new_events: HashMap<OwnedEventId, usize>,
+    /// Events that others relate to now, with their rooms; too many where a member was undone.
+    pub(crate) related: Vec<(OwnedRoomId, OwnedEventId)>,
     pub(crate) nodes: Arc<NodeCache>,
     events: Arc<EventCache>,
     pub(crate) servers: Arc<ServerCache>,
@@ -157,6 +159,7 @@ impl Tx {
             buffers: Buffers::default(),
             rooms: BTreeMap::new(),
             new_events: HashMap::new(),
+            related: Vec::new(),
             nodes: Arc::clone(&inner.nodes),
             events: Arc::clone(&inner.events),
             servers: Arc::clone(&inner.servers),
@@ -291,12 +294,14 @@ impl Tx {
         let slot = (place == Place::Live).then(|| self.log_append(row));
         let index = self.buffers.events.len();
         self.new_events.insert(event.event_id.clone(), index);
+        let room = event.room_id.clone();
         let number = match place {
             Place::History(number) => Some(number),
             Place::Live | Place::Silent | Place::Outlier => None,
         };
         self.buffers.events.push(NewEvent { event, flags, state_before, slot, number });
         if let Some((parent, rel_type)) = relates {
+            self.related.push((room, parent.clone()));
             self.buffers.relations.push(RelationRow { parent, child: index, rel_type });
         }
         slot

@@ -28,6 +28,7 @@ mod coverage;
 mod dawdlers;
 mod endpoints;
 mod federation;
+mod from_memory;
 mod gateway;
 mod hostile;
 mod http;

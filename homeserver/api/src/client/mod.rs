@@ -36,13 +36,14 @@ use axum::routing::get;
 use http::Method;
 use ruma::api::client::device::update_device;
 use ruma::api::client::session::login as ruma_login;
+use ruma::api::client::sync::sync_events;
 
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .merge(accounts())
         .merge(discovery())
         .merge(elsewhere::routes())
-        .ruma_json(sync::sync)
+        .untyped::<sync_events::v3::Request, _, _>(sync::sync)
         .ruma_json(sliding::deployed)
         .authenticated(Method::POST, "/_matrix/client/v4/sync", sliding::accepted)
         .merge(room::routes())

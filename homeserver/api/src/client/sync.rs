@@ -3,28 +3,29 @@
 
 use super::reading::{query_parameter, viewer};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::Args;
+use crate::extract::{Args, Received, typed};
 use crate::state::Api;
+use axum::response::{IntoResponse, Response};
 use ruma::api::client::sync::sync_events::v3::Request;
-use std::sync::Arc;
-use waxwing_services::sync::{StateWanted, SyncFilter, SyncRequest, SyncResponse, SyncToken};
+use waxwing_services::sync::{StateWanted, SyncRequest, SyncToken};
 
-pub(super) async fn sync(api: Api, args: Args<Request>) -> ApiResult<SyncResponse> {
-    let wanted = Box::pin(wanted(&api, args)).await?;
-    Ok(api.sync.sync(&wanted).await?)
+pub(super) async fn sync(api: Api, received: Received) -> ApiResult<Response> {
+    let wanted = Box::pin(wanted(&api, received)).await?;
+    let answer = api.sync.sync(&wanted).await?;
+    Ok(axum::Json(answer).into_response())
 }
 
 /// What is asked for. Of the request nothing is held on to: thousands wait at a time.
-async fn wanted(api: &Api, args: Args<Request>) -> ApiResult<SyncRequest> {
-    let Args { request, requester, parts, .. } = args;
+async fn wanted(api: &Api, received: Received) -> ApiResult<SyncRequest> {
+    let Args { request, requester, parts, .. } = typed::<Request>(received)?;
     let since = match request.since.as_deref() {
         // Some clients send an empty token at first.
         None | Some("") => None,
         Some(token) => Some(token.parse::<SyncToken>().map_err(ApiError::invalid_param)?),
     };
     let filter = match query_parameter(&parts, "filter") {
-        None => Arc::new(SyncFilter::default()),
-        Some(named) if named.is_empty() => Arc::new(SyncFilter::default()),
+        None => api.sync.no_filter(),
+        Some(named) if named.is_empty() => api.sync.no_filter(),
         Some(named) => api.sync.filter(&requester.user_id, &named).await?,
     };
     let asked = |name: &str| query_parameter(&parts, name).as_deref() == Some("true");

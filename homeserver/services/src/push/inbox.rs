@@ -2,11 +2,11 @@
 //! kept, and only rooms in which something happened are counted again.
 
 use super::Parts;
+use super::rules::Source;
 use crate::folds::{Membership, UserRooms};
 use crate::notifier::Follower;
 use crate::thread_subscriptions::changed_room;
 use quick_cache::sync::Cache;
-use ruma::push::Ruleset;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(super) struct Inbox {
     follower: Arc<Follower>,
     upto: LogPosition,
     pub rooms: Arc<UserRooms>,
-    rules: Arc<Ruleset>,
+    source: Source,
     pub ignored: Arc<BTreeSet<OwnedUserId>>,
     /// Those rooms in which there are any.
     pub unread: HashMap<OwnedRoomId, Vec<UnreadEvent>>,
@@ -67,7 +67,7 @@ impl Parts {
             Some(known) => Arc::clone(&known.follower),
             None => self.notifier.follow(user),
         };
-        let same = known.filter(|known| Arc::ptr_eq(&known.rules, &rules) && known.ignored == ignored);
+        let same = known.filter(|known| known.source == rules.source && known.ignored == ignored);
         let changed = same.as_ref().and_then(|known| {
             let mut rooms: BTreeSet<OwnedRoomId> = follower.rooms_changed(known.upto)?.into_iter().collect();
             // Rules ask whether the user follows a thread.
@@ -92,7 +92,7 @@ impl Parts {
                 unread.insert(room, events);
             }
         }
-        Ok(Inbox { follower, upto, rooms, rules, ignored, unread })
+        Ok(Inbox { follower, upto, rooms, source: rules.source.clone(), ignored, unread })
     }
 
     async fn unread_in(

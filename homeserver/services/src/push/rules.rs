@@ -1,7 +1,6 @@
 //! Asking a user's push rules about an event, with what they ask about the room and the user in it.
 //! <https://spec.matrix.org/v1.19/client-server-api/#push-rules>
 
-use crate::sync::unchanged;
 use crate::{Core, push_rules};
 use quick_cache::sync::Cache;
 use ruma::events::{AnySyncTimelineEvent, StateEventType, TimelineEventType};
@@ -18,8 +17,9 @@ use waxwing_storage::{Fact, LogRow, RoomRow, StoreResult};
 
 /// Rooms of which is kept what rules ask about them.
 const FACTS: usize = 10_000;
-/// Users whose rules are kept.
-const USERS: usize = 20_000;
+/// Users whose rules are kept ready for use: those to whom something happens at the same time. About 9 KB each; of all
+/// others what they set is kept, which for most is nothing.
+const USERS: usize = 1500;
 
 /// An event as rules look at it.
 pub(crate) fn flattened(event: &Event) -> FlattenedJson {
@@ -47,6 +47,11 @@ pub(crate) struct RuleContext {
 }
 
 impl RuleContext {
+    /// The user's name in the room.
+    pub fn name(&self) -> &str {
+        &self.room.user_display_name
+    }
+
     /// What the user's rules say about the event.
     pub async fn actions<'a>(&self, rules: &'a Ruleset, event: &FlattenedJson) -> &'a [Action] {
         if event.get_str("sender") == Some(self.room.user_id.as_str()) {
@@ -61,10 +66,27 @@ impl RuleContext {
     }
 }
 
+/// What a user's push rules were made of: what the user set; none: the defaults.
+pub(crate) type Source = Option<Arc<str>>;
+
+/// A user's push rules.
+pub struct UserRules {
+    set: Ruleset,
+    /// Rules of equal sources are equal.
+    pub(crate) source: Source,
+}
+
+impl std::ops::Deref for UserRules {
+    type Target = Ruleset;
+    fn deref(&self) -> &Ruleset {
+        &self.set
+    }
+}
+
 /// Push rules, and what they ask about rooms, kept while nothing says that they changed.
 pub struct Rules {
     core: Core,
-    sets: Cache<OwnedUserId, (LogPosition, Arc<Ruleset>)>,
+    sets: Cache<OwnedUserId, Arc<UserRules>>,
     facts: Cache<OwnedRoomId, (LogPosition, Arc<Facts>)>,
 }
 
@@ -75,16 +97,14 @@ impl Rules {
     }
 
     /// The user's push rules at `upto`.
-    pub async fn of(&self, user: &UserId, upto: LogPosition) -> StoreResult<Arc<Ruleset>> {
-        if let Some((read, rules)) = self.sets.get(user)
-            && unchanged(&self.core, user, push_rules::KIND, read, upto)
-        {
-            self.sets.insert(user.to_owned(), (upto.max(read), Arc::clone(&rules)));
+    pub async fn of(&self, user: &UserId, upto: LogPosition) -> StoreResult<Arc<UserRules>> {
+        let source = self.core.store.as_of(upto).account_data(user, push_rules::KIND).await?;
+        if let Some(rules) = self.sets.get(user).filter(|rules| rules.source == source) {
             return Ok(rules);
         }
-        let content = self.core.store.read().await?.account_data_load(user, None, push_rules::KIND).await?;
-        let rules = Arc::new(push_rules::parse(&self.core, user, content.as_deref()));
-        self.sets.insert(user.to_owned(), (upto, Arc::clone(&rules)));
+        let set = push_rules::parse(&self.core, user, source.as_deref());
+        let rules = Arc::new(UserRules { set, source });
+        self.sets.insert(user.to_owned(), Arc::clone(&rules));
         Ok(rules)
     }
 
@@ -102,8 +122,8 @@ impl Rules {
             Some(known) if Arc::ptr_eq(&known.facts, &facts) => Ok(known),
             Some(known) => Ok(with_facts(known.room, facts)),
             None => {
-                let member = self.core.store.read().await?.member_load(room, user).await?;
-                let name = member.and_then(|member| member.display_name);
+                let member = self.core.store.as_of(upto).member(room, user).await?;
+                let name = member.and_then(|member| member.display_name.clone());
                 Ok(self.named(user, room, name, facts))
             }
         }

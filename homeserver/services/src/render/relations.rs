@@ -169,6 +169,10 @@ impl Sight<'_> {
 impl Found {
     async fn load(core: &Core, viewer: &UserId, all: &[Arc<StoredEvent>]) -> StoreResult<Found> {
         let ids: Vec<OwnedEventId> = all.iter().map(|stored| stored.event.event_id.clone()).collect();
+        let Some(room) = all.first().map(|stored| &stored.event.room_id) else { return Ok(Found::default()) };
+        if all.iter().all(|stored| stored.event.room_id == *room) && core.store.unrelated(room, &ids).await? {
+            return Ok(Found::default());
+        }
         let (mut edits, rooted) = {
             let mut conn = core.store.read().await?;
             let rooted = conn.threads_of(&ids, viewer, &BTreeSet::new(), i64::MAX).await?;

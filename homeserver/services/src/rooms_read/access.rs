@@ -2,7 +2,7 @@
 
 use super::{ReadError, RoomReader};
 use crate::timeline::partial::{WAIT, wait_for_members};
-use crate::visibility::{LastJoined, last_stay};
+use crate::visibility::{LastJoined, stay_of};
 use ruma::events::StateEventType;
 use ruma::events::room::history_visibility::HistoryVisibility;
 use ruma::{OwnedEventId, RoomId, UserId};
@@ -31,6 +31,8 @@ pub(super) struct Seat {
     pub joined: bool,
     /// The newest event that the reader sees has this number; no bound for one who is in the room.
     pub newest: i64,
+    /// Members of the room that the reader is in are still being fetched.
+    pub partial: bool,
 }
 
 impl RoomReader {
@@ -48,27 +50,34 @@ impl RoomReader {
     /// # Errors
     /// [`ReadError::Forbidden`] for everyone else, and for rooms that do not exist.
     pub(super) async fn seat(&self, user: &UserId, room: &RoomId) -> Result<Seat, ReadError> {
-        let (row, member) = {
-            let mut conn = self.core.store.read().await?;
-            (conn.room_load(room).await?, conn.member_load(room, user).await?)
-        };
-        let row = row.ok_or(ReadError::Forbidden)?;
+        let present = self.core.store.now().await?;
+        let row = present.room(room).await?.ok_or(ReadError::Forbidden)?;
+        let member = present.member(room, user).await?;
         let now = StateView { root: row.state_root, after: None };
-        let (last, end) = last_stay(&self.core, user, room).await?;
+        let (last, end) = match &member {
+            Some(member) => stay_of(&self.core, member).await?,
+            None => (LastJoined::Never, None),
+        };
         if last == LastJoined::Now {
-            return Ok(Seat { state: now, last, joined: true, newest: i64::MAX });
+            return Ok(Seat { state: now, last, joined: true, newest: i64::MAX, partial: row.partial });
         }
         if let Some(end) = end
             && let Some(root) = end.state_before
             && member.is_some_and(|member| !member.forgotten)
         {
             let after = end.event.state_entry().map(|entry| (entry, end.event.event_id.clone()));
-            return Ok(Seat { state: StateView { root, after }, last, joined: false, newest: end.sn });
+            return Ok(Seat {
+                state: StateView { root, after },
+                last,
+                joined: false,
+                newest: end.sn,
+                partial: false,
+            });
         }
         let visibility = self.state_event(&now, StateEventType::RoomHistoryVisibility, "").await?;
         match visibility_of(visibility.as_ref().map(|stored| &*stored.event)) {
             HistoryVisibility::WorldReadable => {
-                Ok(Seat { state: now, last, joined: false, newest: i64::MAX })
+                Ok(Seat { state: now, last, joined: false, newest: i64::MAX, partial: false })
             }
             _ => Err(ReadError::Forbidden),
         }
@@ -80,9 +89,7 @@ impl RoomReader {
     /// [`ReadError::Incomplete`] when that takes too long.
     pub(super) async fn whole_seat(&self, user: &UserId, room: &RoomId) -> Result<Seat, ReadError> {
         let seat = self.seat(user, room).await?;
-        if !seat.joined
-            || !self.core.store.read().await?.room_load(room).await?.is_some_and(|row| row.partial)
-        {
+        if !seat.partial {
             return Ok(seat);
         }
         if !wait_for_members(&self.core, room, WAIT).await? {
@@ -100,10 +107,7 @@ impl RoomReader {
     ) -> StoreResult<Option<Arc<StoredEvent>>> {
         let id = match &view.after {
             Some((entry, id)) if entry.0 == kind && entry.1 == key => Some(id.clone()),
-            _ => {
-                let mut conn = self.core.store.read().await?;
-                self.core.store.state(&mut conn).get(view.root, kind, key).await?
-            }
+            _ => self.core.store.state_get(view.root, kind, key).await?,
         };
         match id {
             Some(id) => self.core.store.event(&id).await,
@@ -117,10 +121,7 @@ impl RoomReader {
         view: &StateView,
         keys: &[StateKey],
     ) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let ids = {
-            let mut conn = self.core.store.read().await?;
-            self.core.store.state(&mut conn).get_many(view.root, keys).await?
-        };
+        let ids = self.core.store.state_get_many(view.root, keys).await?;
         let ids: Vec<OwnedEventId> = keys
             .iter()
             .zip(ids)
@@ -134,10 +135,8 @@ impl RoomReader {
 
     /// The events of all entries.
     pub(super) async fn whole_state(&self, view: &StateView) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let mut entries: BTreeMap<StateKey, OwnedEventId> = {
-            let mut conn = self.core.store.read().await?;
-            self.core.store.state(&mut conn).entries(view.root).await?.into_iter().collect()
-        };
+        let entries = self.core.store.state_entries(view.root).await?;
+        let mut entries: BTreeMap<StateKey, OwnedEventId> = entries.into_iter().collect();
         entries.extend(view.after.clone());
         let ids: Vec<OwnedEventId> = entries.into_values().collect();
         self.events_in_order(&ids).await
@@ -149,10 +148,8 @@ impl RoomReader {
         view: &StateView,
         kind: &StateEventType,
     ) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let mut entries: BTreeMap<String, OwnedEventId> = {
-            let mut conn = self.core.store.read().await?;
-            self.core.store.state(&mut conn).entries_of_type(view.root, kind).await?.into_iter().collect()
-        };
+        let entries = self.core.store.state_of_type(view.root, kind).await?;
+        let mut entries: BTreeMap<String, OwnedEventId> = entries.into_iter().collect();
         if let Some(((other, key), id)) = &view.after
             && other == kind
         {

@@ -6,9 +6,11 @@ use super::{PageToken, ReadError, RoomReader};
 use crate::appservices::Appservice;
 use crate::render::{Shown, Viewer, render};
 use ruma::events::StateEventType;
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use serde_json::value::RawValue;
+use std::sync::Arc;
 use waxwing_rooms::visibility::membership_of;
+use waxwing_storage::JoinedRow;
 
 /// Which members are asked for.
 #[derive(Clone, Debug, Default)]
@@ -19,17 +21,6 @@ pub struct MemberQuery {
     pub membership: Option<String>,
     /// Every membership but this. With both, a member that satisfies one of them is shown.
     pub not_membership: Option<String>,
-}
-
-/// A member as `joined_members` has it.
-#[derive(Clone, Debug)]
-pub struct JoinedMember {
-    /// Who.
-    pub user_id: OwnedUserId,
-    /// The display name in the room.
-    pub display_name: Option<String>,
-    /// The avatar in the room.
-    pub avatar_url: Option<String>,
 }
 
 impl MemberQuery {
@@ -91,19 +82,11 @@ impl RoomReader {
     ///
     /// # Errors
     /// [`ReadError::Forbidden`] when the user is not.
-    pub async fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<JoinedMember>, ReadError> {
+    pub async fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Arc<[JoinedRow]>, ReadError> {
         if !self.whole_seat(user, room).await?.joined {
             return Err(ReadError::Forbidden);
         }
-        let rows = self.core.store.read().await?.members_of(room, "join").await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| JoinedMember {
-                user_id: row.user_id,
-                display_name: row.display_name,
-                avatar_url: row.avatar_url,
-            })
-            .collect())
+        Ok(self.core.store.now().await?.joined(room).await?)
     }
 
     /// Somebody of this server who is joined to the room and for whom an application service may speak: who is not in a

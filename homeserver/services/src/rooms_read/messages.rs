@@ -54,6 +54,8 @@ pub struct Page {
 /// What a walk through the history has found.
 pub(super) struct Walk {
     pub events: Vec<Arc<StoredEvent>>,
+    /// Where it started.
+    pub began: i64,
     /// Where it stopped.
     pub cursor: i64,
     /// There is nothing beyond.
@@ -131,13 +133,11 @@ impl RoomReader {
         seat: &Seat,
         route: &Route<'_>,
     ) -> Result<Walk, ReadError> {
-        let mut walk = Walk { events: Vec::new(), cursor: route.from, done: false };
-        if !route.forward {
-            walk.cursor = walk.cursor.min(seat.newest);
-        }
+        let began = if route.forward { route.from } else { route.from.min(seat.newest) };
+        let mut walk = Walk { events: Vec::new(), began, cursor: began, done: false };
         let mut backfills = 0;
         for _ in 0..MAX_BATCHES {
-            let batch = self.batch(room, route.forward, walk.cursor).await?;
+            let batch = self.batch(room, route, &walk).await?;
             if batch.is_empty() {
                 backfills += 1;
                 let more =
@@ -155,12 +155,19 @@ impl RoomReader {
         Ok(walk)
     }
 
-    async fn batch(&self, room: &RoomId, forward: bool, cursor: i64) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let mut conn = self.core.store.read().await?;
-        if forward {
-            conn.events_forward(room, cursor, BATCH as i64).await
+    /// The next events: as many as the page lacks, if all of them pass.
+    async fn batch(
+        &self,
+        room: &RoomId,
+        route: &Route<'_>,
+        walk: &Walk,
+    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
+        let missing = route.limit.saturating_sub(walk.events.len());
+        let size = if walk.cursor == walk.began { missing.clamp(1, BATCH) } else { BATCH };
+        if route.forward {
+            self.core.store.read().await?.events_forward(room, walk.cursor, size as i64).await
         } else {
-            conn.events_backward(room, cursor.saturating_add(1), BATCH as i64).await
+            self.core.store.timeline_backward(room, walk.cursor.saturating_add(1), size).await
         }
     }
 

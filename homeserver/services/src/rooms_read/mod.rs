@@ -18,12 +18,13 @@ pub use around::{Context, TimestampHit};
 pub use error::ReadError;
 pub use filter::EventFilter;
 pub(crate) use filter::wildcard;
-pub use members::{JoinedMember, MemberQuery};
+pub use members::MemberQuery;
 pub use messages::{MessagesQuery, Page};
 pub use relations::{RelationPage, RelationsQuery, ThreadsQuery};
 pub use snapshot::{NewEvents, RoomSnapshot};
 pub use state::StateEvent;
 pub use token::{PageToken, TimelineToken};
+pub use waxwing_storage::JoinedRow;
 
 use crate::Core;
 use async_trait::async_trait;

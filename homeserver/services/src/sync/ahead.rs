@@ -4,16 +4,19 @@
 use super::build::Build;
 use super::sticky::MAX_STICKY;
 use super::summary::Counts;
+use crate::before::holders_before;
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedRoomId, RoomId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use waxwing_model::{StateKey, state_key};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{Hero, ReceiptRow, RoomRow, StateQuestion, StoreResult, StoredEvent};
 
-/// Rooms that are read together: what they need fits into the caches.
-pub(super) const ROOMS: usize = 250;
+/// Rooms that are read together: what they need fits into the caches, twice.
+pub(super) const ROOMS: usize = 125;
+/// So many such groups of rooms are worked on at the same time: while one is read the other is written.
+pub(super) const TOGETHER: usize = 2;
 /// Newest events that are read of each room at least: enough for most of what is asked of them.
 const EVENTS: usize = 20;
 
@@ -72,12 +75,12 @@ impl Build<'_> {
             return Ok(ahead);
         }
         let chunk = (limit + 1).max(EVENTS);
+        let events = self.core().store.timelines_backward(rooms, self.upto.0 + 1, chunk).await?;
+        let newest = |events: Vec<Arc<StoredEvent>>| Newest { complete: events.len() < chunk, events };
+        ahead.events = events.into_iter().map(|(room, events)| (room, newest(events))).collect();
         {
             let mut conn = self.core().store.read().await?;
             ahead.rows = conn.rooms_load(rooms).await?;
-            let events = conn.events_backward_of(rooms, self.upto.0 + 1, chunk as i64).await?;
-            let newest = |events: Vec<Arc<StoredEvent>>| Newest { complete: events.len() < chunk, events };
-            ahead.events = events.into_iter().map(|(room, events)| (room, newest(events))).collect();
             ahead.extremities = conn.backward_extremities_of(rooms).await?;
             ahead.sticky = conn.sticky_events_of(rooms, self.core().now(), MAX_STICKY).await?;
             for receipt in conn.receipts_of_rooms(rooms, self.user()).await? {
@@ -136,13 +139,14 @@ impl Build<'_> {
     async fn events_ahead(&self, ahead: &Ahead) -> StoreResult<()> {
         let store = &self.core().store;
         let own = state_key(StateEventType::RoomMember, self.user().as_str());
-        let keys = vec![state_key(StateEventType::RoomHistoryVisibility, ""), own.clone()];
-        let newest = ahead.events.values().flat_map(|newest| &newest.events);
-        let roots: BTreeSet<NodeId> = newest.filter_map(|stored| stored.state_before).collect();
-        let mut questions: Vec<StateQuestion> = roots.into_iter().map(|root| (root, keys.clone())).collect();
-        questions.extend(ahead.rows.values().map(|row| (row.state_root, vec![own.clone()])));
+        let keys = [state_key(StateEventType::RoomHistoryVisibility, ""), own.clone()];
+        let newest: Vec<Arc<StoredEvent>> =
+            ahead.events.values().flat_map(|newest| newest.events.iter().cloned()).collect();
+        let before = holders_before(self.core(), &newest, &keys).await?;
+        let questions: Vec<StateQuestion> =
+            ahead.rows.values().map(|row| (row.state_root, vec![own.clone()])).collect();
         let found = store.states_get_many(&questions).await?;
-        let around = found.into_iter().flatten().flatten();
+        let around = before.into_iter().flatten().chain(found).flatten().flatten();
         let shown = ahead.state.values().flatten().map(|(_, id)| id.clone());
         let mut ids: Vec<OwnedEventId> = around.chain(shown).collect();
         ids.sort_unstable();

@@ -51,6 +51,17 @@ impl<'a> Build<'a> {
         Ok(Build { sync, request, follower, since, upto, clocks, rooms, partial, ignored, ahead })
     }
 
+    /// The same, for some of the rooms.
+    pub fn part(&self) -> Build<'a> {
+        Build {
+            rooms: Arc::clone(&self.rooms),
+            partial: Arc::clone(&self.partial),
+            ignored: Arc::clone(&self.ignored),
+            ahead: RwLock::default(),
+            ..*self
+        }
+    }
+
     /// What was read of the rooms that are being shown.
     pub fn ahead(&self) -> Arc<Ahead> {
         Arc::clone(&self.ahead.read())

@@ -11,6 +11,7 @@ mod build;
 mod devices;
 mod ephemeral;
 pub mod filter;
+mod filters;
 mod invites;
 mod joined;
 mod lazy;
@@ -26,7 +27,7 @@ pub mod token;
 pub mod unread;
 mod window;
 
-pub(crate) use account_data::{IgnoredUsers, unchanged};
+pub(crate) use account_data::IgnoredUsers;
 pub(crate) use ephemeral::{presence_event, receipt_event};
 pub use filter::SyncFilter;
 pub use response::{StateWanted, SyncResponse};
@@ -86,6 +87,7 @@ pub struct Sync {
     typing: Typing,
     presence: PresenceService,
     unread: Arc<Unread>,
+    filters: filters::Filters,
     ignored: IgnoredUsers,
     lazy: lazy::SentMembers,
     summaries: summary::Summaries,
@@ -108,6 +110,7 @@ impl Sync {
         ephemeral::wake(&core, &notifier, &typing, &presence);
         Sync {
             unread: Arc::new(Unread::new(core.clone())),
+            filters: filters::Filters::default(),
             ignored: IgnoredUsers::default(),
             lazy: lazy::SentMembers::default(),
             summaries: summary::Summaries::default(),
@@ -132,14 +135,12 @@ impl Sync {
     /// # Errors
     /// [`SyncError::BadFilter`].
     pub async fn filter(&self, user: &UserId, named: &str) -> Result<Arc<SyncFilter>, SyncError> {
-        let bad = |why: String| SyncError::BadFilter(why);
-        let json = if named.starts_with('{') {
-            named.to_owned()
-        } else {
-            let mut conn = self.core.store.read().await?;
-            conn.filter_load(user, named).await?.ok_or_else(|| bad("unknown id".to_owned()))?
-        };
-        SyncFilter::parse(&json).map(Arc::new).map_err(|error| bad(error.to_string()))
+        self.filters.named(&self.core, user, named).await
+    }
+
+    /// The filter of a request that names none.
+    pub fn no_filter(&self) -> Arc<SyncFilter> {
+        self.filters.none()
     }
 
     /// Answers at once when there is news, or when the client has nothing yet; else when there is, or in time.
@@ -152,7 +153,7 @@ impl Sync {
             Box::pin(self.acknowledge_to_device(&request.viewer, since.to_device)).await?;
         } else {
             // What other nodes wrote shows too, where there is no position to wait for.
-            self.core.store.catch_up().await?;
+            Box::pin(self.core.store.catch_up()).await?;
         }
         // What was written before this request came shows in its answer.
         self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;

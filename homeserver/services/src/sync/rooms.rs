@@ -2,9 +2,11 @@
 
 use super::ahead::StateAhead;
 use super::build::Build;
-use super::response::Rooms;
+use super::response::{JoinedRoom, Rooms};
 use super::window::{RoomRows, Window};
 use crate::folds::Membership;
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
 use ruma::events::StateEventType;
 use ruma::{OwnedRoomId, RoomId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,10 +133,30 @@ impl Build<'_> {
             (false, None) => StateAhead::Everything,
         };
         let joined: Vec<OwnedRoomId> = joined.iter().cloned().collect();
-        let rows = RoomRows::All(Vec::new());
+        let mut groups = Vec::with_capacity(joined.len() / super::ahead::ROOMS + 1);
         for some in joined.chunks(super::ahead::ROOMS) {
-            self.set_ahead(self.look_ahead(some, filter.timeline_limit(), state).await?);
-            let ahead = self.ahead();
+            groups.push(self.rooms_together(some, typing, state));
+        }
+        let mut groups = stream::iter(groups).buffered(super::ahead::TOGETHER);
+        while let Some(group) = groups.next().await {
+            shown.rooms.join.extend(group?);
+        }
+        Ok(())
+    }
+
+    /// Some of the joined rooms of an answer to a client that has nothing.
+    fn rooms_together<'b>(
+        &'b self,
+        some: &'b [OwnedRoomId],
+        typing: &'b BTreeSet<OwnedRoomId>,
+        state: StateAhead,
+    ) -> BoxFuture<'b, StoreResult<Vec<(OwnedRoomId, JoinedRoom)>>> {
+        Box::pin(async move {
+            let part = self.part();
+            let ahead = part.look_ahead(some, self.request.filter.timeline_limit(), state).await?;
+            part.set_ahead(ahead);
+            let ahead = part.ahead();
+            let rows = RoomRows::All(Vec::new());
             let mut drafts = Vec::with_capacity(some.len());
             for room in some {
                 let view = super::joined::View {
@@ -145,12 +167,10 @@ impl Build<'_> {
                     typing: typing.contains(room),
                     current: ahead.rows.get(room).map(|row| row.state_root),
                 };
-                drafts.push((room.clone(), self.joined_whole(room, view).await?));
+                drafts.push((room.clone(), part.joined_whole(room, view).await?));
             }
-            shown.rooms.join.extend(self.joined_rooms(drafts).await?);
-        }
-        self.set_ahead(super::ahead::Ahead::default());
-        Ok(())
+            part.joined_rooms(drafts).await
+        })
     }
 
     /// Invitations, knocks, and what was left.

@@ -171,7 +171,7 @@ impl Build<'_> {
             let (events, complete) = if let Some(newest) = newest {
                 (newest.events, newest.complete)
             } else {
-                let events = self.core().store.read().await?.events_backward(room, at, chunk as i64).await?;
+                let events = self.core().store.timeline_backward(room, at, chunk).await?;
                 let complete = events.len() < chunk;
                 (events, complete)
             };

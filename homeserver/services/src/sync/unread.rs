@@ -5,28 +5,25 @@
 //! kept: the next look goes over newer events only.
 //! <https://spec.matrix.org/v1.19/client-server-api/#receiving-notifications>
 
+mod kept;
 mod seed;
 
 use super::build::Build;
 use super::response::UnreadCount;
 use crate::Core;
-use crate::push::rules::{RuleContext, Rules, flattened};
+use crate::push::rules::{RuleContext, Rules, Source, UserRules, flattened};
 use crate::receipts::thread_of;
 use crate::thread_subscriptions::is_change;
-use quick_cache::sync::Cache;
+use kept::Kept;
 use ruma::events::StateEventType;
-use ruma::push::Ruleset;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use tokio::sync::Mutex;
 use waxwing_model::LogPosition;
 use waxwing_storage::{Fact, ReceiptRow, StoreResult, StoredEvent};
 
 /// Events looked at to count what is unread in a room: a client shows "99+" long before.
 const MAX_EVENTS: usize = 500;
-/// Rooms of users that are kept.
-const ROOMS: usize = 100_000;
 
 /// What is unread in a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,20 +88,22 @@ impl Bounds {
 
 struct Room {
     upto: LogPosition,
-    rules: Arc<Ruleset>,
+    /// Which rules were asked.
+    source: Source,
     ignored: Arc<BTreeSet<OwnedUserId>>,
     bounds: Bounds,
     noted: Vec<Noted>,
+    /// What rules ask, while events are gone through.
     context: Option<RuleContext>,
+    /// The user's name in the room, where it is known.
+    name: Option<Box<str>>,
 }
-
-type Key = (OwnedUserId, OwnedRoomId);
 
 /// Counts what is unread.
 pub struct Unread {
     core: Core,
     rules: Rules,
-    rooms: Cache<Key, Arc<Mutex<Option<Room>>>>,
+    rooms: Kept,
 }
 
 impl Build<'_> {
@@ -118,7 +117,7 @@ impl Build<'_> {
 impl Unread {
     /// Over the database of `core`.
     pub fn new(core: Core) -> Unread {
-        Unread { rules: Rules::new(core.clone()), core, rooms: Cache::new(ROOMS) }
+        Unread { rules: Rules::new(core.clone()), core, rooms: Kept::default() }
     }
 
     /// The push rules that it asks.
@@ -157,28 +156,26 @@ impl Unread {
         answer: impl FnOnce(&Room) -> T,
     ) -> StoreResult<T> {
         let rules = self.rules.of(user, upto).await?;
-        let key = (user.to_owned(), room.to_owned());
-        let slot = self.rooms.get(&key).unwrap_or_else(|| {
-            let slot = Arc::default();
-            self.rooms.insert(key, Arc::clone(&slot));
-            slot
-        });
+        let slot = self.rooms.slot(user, room);
         let mut slot = slot.lock().await;
         let known = slot.take().filter(|known| {
-            Arc::ptr_eq(&known.rules, &rules)
+            known.source == rules.source
                 && known.ignored == *ignored
                 && self.follows_as_before(user, known.upto, upto)
         });
         let looked = match known {
-            Some(known) => self.advance(user, room, known, upto).await?,
+            Some(known) => self.advance(user, room, known, &rules, upto).await?,
             None => None,
         };
-        let looked = match looked {
+        let mut looked = match looked {
             Some(looked) => looked,
-            None => self.look(user, room, rules, Arc::clone(ignored), upto).await?,
+            None => self.look(user, room, &rules, Arc::clone(ignored), upto).await?,
         };
         let answer = answer(&looked);
+        let weight = looked.rest();
         *slot = Some(looked);
+        drop(slot);
+        self.rooms.weigh(user, room, weight);
         Ok(answer)
     }
 
@@ -197,6 +194,7 @@ impl Unread {
         user: &UserId,
         room: &RoomId,
         mut known: Room,
+        rules: &UserRules,
         upto: LogPosition,
     ) -> StoreResult<Option<Room>> {
         if known.upto >= upto {
@@ -214,7 +212,7 @@ impl Unread {
                         (None, None) => None,
                     };
                     if let Some(stored) = stored {
-                        self.take(user, &mut known, &stored, upto).await?;
+                        self.take(user, &mut known, &stored, rules, upto).await?;
                     }
                 }
                 Fact::EventChanged => {
@@ -229,6 +227,8 @@ impl Unread {
         }
         let bounds = &known.bounds;
         known.noted.retain(|noted| !bounds.is_read(noted.thread.as_ref(), noted.sn));
+        let surplus = known.noted.len().saturating_sub(MAX_EVENTS);
+        known.noted.drain(..surplus);
         known.upto = upto;
         Ok(Some(known))
     }
@@ -238,25 +238,24 @@ impl Unread {
         &self,
         user: &UserId,
         room: &RoomId,
-        rules: Arc<Ruleset>,
+        rules: &UserRules,
         ignored: Arc<BTreeSet<OwnedUserId>>,
         upto: LogPosition,
     ) -> StoreResult<Room> {
-        let mut looked =
-            Room { upto, rules, ignored, bounds: Bounds::default(), noted: Vec::new(), context: None };
+        let mut looked = Room::new(rules.source.clone(), ignored, upto);
         self.raise_by_receipts(user, room, &mut looked.bounds).await?;
-        let (mut before, mut seen, mut chunk) = (upto.0 + 1, 0, 20);
+        let (mut before, mut seen, mut chunk) = (upto.0 + 1, 0, 20_usize);
         loop {
-            let events = self.core.store.read().await?.events_backward(room, before, chunk).await?;
+            let events = self.core.store.timeline_backward(room, before, chunk).await?;
             for stored in &events {
                 let read = looked.bounds.everything.is_some_and(|bound| stored.sn <= bound);
-                if read || self.take(user, &mut looked, stored, upto).await? {
+                if read || self.take(user, &mut looked, stored, rules, upto).await? {
                     return Ok(looked);
                 }
             }
             seen += events.len();
             let Some(last) = events.last() else { return Ok(looked) };
-            if (events.len() as i64) < chunk || seen >= MAX_EVENTS {
+            if events.len() < chunk || seen >= MAX_EVENTS {
                 return Ok(looked);
             }
             before = last.sn;
@@ -299,13 +298,14 @@ impl Unread {
         user: &UserId,
         room: &mut Room,
         stored: &Arc<StoredEvent>,
+        rules: &UserRules,
         upto: LogPosition,
     ) -> StoreResult<bool> {
         let event = &stored.event;
         let is_own_member = event.is_state_of(&StateEventType::RoomMember, user.as_str());
         if is_own_member {
             // The name that rules look for may be another now.
-            room.context = None;
+            (room.context, room.name) = (None, None);
         }
         let thread = thread_of(&self.core, stored).await?;
         if event.sender == user {
@@ -328,8 +328,13 @@ impl Unread {
         {
             return Ok(false);
         }
-        let context = self.rules.context(user, &event.room_id, room.context.take(), upto).await?;
-        let actions = context.actions(&room.rules, &flattened(event)).await;
+        let context = match (room.context.take(), room.name.take()) {
+            (None, Some(name)) => {
+                self.rules.context_named(user, &event.room_id, Some(name.into()), upto).await?
+            }
+            (known, _) => self.rules.context(user, &event.room_id, known, upto).await?,
+        };
+        let actions = context.actions(rules, &flattened(event)).await;
         if actions.iter().any(ruma::push::Action::should_notify) {
             let highlight = actions.iter().any(ruma::push::Action::is_highlight);
             room.noted.push(Noted { sn: stored.sn, id: event.event_id.clone(), thread, highlight });
@@ -349,6 +354,27 @@ impl Unread {
 }
 
 impl Room {
+    fn new(source: Source, ignored: Arc<BTreeSet<OwnedUserId>>, upto: LogPosition) -> Room {
+        Room {
+            upto,
+            source,
+            ignored,
+            bounds: Bounds::default(),
+            noted: Vec::new(),
+            context: None,
+            name: None,
+        }
+    }
+
+    /// Lets go of what is made again quickly; about how many bytes are left.
+    fn rest(&mut self) -> u64 {
+        if let Some(context) = self.context.take() {
+            self.name = Some(context.name().into());
+        }
+        self.noted.shrink_to_fit();
+        (500 + self.noted.len() * 120 + self.bounds.threads.len() * 120) as u64
+    }
+
     fn unread(&self) -> impl Iterator<Item = &Noted> {
         self.noted.iter().filter(|noted| !self.bounds.is_read(noted.thread.as_ref(), noted.sn))
     }

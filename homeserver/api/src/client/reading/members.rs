@@ -2,11 +2,10 @@ use super::{raw_all, viewer};
 use crate::error::ApiResult;
 use crate::extract::Args;
 use crate::state::Api;
-use ruma::OwnedUserId;
 use ruma::api::client::membership::{get_member_events, joined_members as joined, joined_rooms as rooms};
-use serde::Serialize;
-use std::collections::BTreeMap;
-use waxwing_services::rooms_read::{MemberQuery, ReadError};
+use serde::{Serialize, Serializer};
+use std::sync::Arc;
+use waxwing_services::rooms_read::{JoinedRow, MemberQuery, ReadError};
 
 /// `GET /rooms/{roomId}/members`
 pub(super) async fn members(
@@ -26,13 +25,27 @@ pub(super) async fn members(
 /// The answer of `joined_members`. Old clients expect both fields, set or not.
 #[derive(Serialize)]
 pub(super) struct Joined {
-    joined: BTreeMap<OwnedUserId, Member>,
+    joined: Members,
 }
 
+/// Written from the list that requests share.
+struct Members(Arc<[JoinedRow]>);
+
 #[derive(Serialize)]
-struct Member {
-    display_name: Option<String>,
-    avatar_url: Option<String>,
+struct Member<'a> {
+    display_name: Option<&'a str>,
+    avatar_url: Option<&'a str>,
+}
+
+impl Serialize for Members {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let members = self.0.iter().map(|row| {
+            let shown =
+                Member { display_name: row.display_name.as_deref(), avatar_url: row.avatar_url.as_deref() };
+            (&row.user_id, shown)
+        });
+        serializer.collect_map(members)
+    }
 }
 
 /// `GET /rooms/{roomId}/joined_members`
@@ -45,15 +58,7 @@ pub(super) async fn joined_members(api: Api, args: Args<joined::v3::Request>) ->
     {
         members = api.reader.joined_members(&user, room).await;
     }
-    let members = members?;
-    let joined = members
-        .into_iter()
-        .map(|member| {
-            let shown = Member { display_name: member.display_name, avatar_url: member.avatar_url };
-            (member.user_id, shown)
-        })
-        .collect();
-    Ok(Joined { joined })
+    Ok(Joined { joined: Members(members?) })
 }
 
 /// `GET /joined_rooms`

@@ -85,7 +85,7 @@ impl Sync {
         match &pos {
             Some(pos) => self.notifier.reach(pos.position, started + CATCH_UP).await,
             // What other nodes wrote shows too, where there is no position to wait for.
-            None => self.core.store.catch_up().await?,
+            None => Box::pin(self.core.store.catch_up()).await?,
         }
         if let Some(rule) = &request.extensions.to_device {
             Box::pin(self.acknowledge_to_device(&request.viewer, rule.since)).await?;

@@ -2,7 +2,7 @@
 
 use super::super::ahead::Newest;
 use super::super::build::Build;
-use super::{Bounds, Room, Unread};
+use super::{Room, Unread};
 use crate::push::rules::RuleContext;
 use ruma::events::StateEventType;
 use ruma::{OwnedUserId, RoomId, UserId};
@@ -41,13 +41,11 @@ impl Unread {
         known: Known<'_>,
     ) -> StoreResult<()> {
         let room = &known.row.room_id;
-        let key = (user.to_owned(), room.clone());
-        if self.rooms.get(&key).is_some() {
+        if self.rooms.has(user, room) {
             return Ok(());
         }
         let rules = self.rules.of(user, upto).await?;
-        let (bounds, ignored) = (Bounds::default(), Arc::clone(ignored));
-        let mut looked = Room { upto, rules, ignored, bounds, noted: Vec::new(), context: None };
+        let mut looked = Room::new(rules.source.clone(), Arc::clone(ignored), upto);
         self.raise_to(known.receipts.clone(), &mut looked.bounds).await?;
         let mut ended = known.newest.complete;
         for stored in &known.newest.events {
@@ -58,13 +56,14 @@ impl Unread {
             if looked.context.is_none() {
                 looked.context = Some(self.seed_context(user, &known, upto).await?);
             }
-            if self.take(user, &mut looked, stored, upto).await? {
+            if self.take(user, &mut looked, stored, &rules, upto).await? {
                 ended = true;
                 break;
             }
         }
         if ended {
-            self.rooms.insert(key, Arc::new(tokio::sync::Mutex::new(Some(looked))));
+            let weight = looked.rest();
+            self.rooms.put(user, room, looked, weight);
         }
         Ok(())
     }
