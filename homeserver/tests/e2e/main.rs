@@ -31,6 +31,7 @@ mod federation;
 mod gateway;
 mod hostile;
 mod http;
+mod intruders;
 mod keys;
 mod latency;
 mod letters;
