@@ -33,6 +33,7 @@ mod gateway;
 mod hostile;
 mod http;
 mod identity;
+mod intruders;
 mod keys;
 mod latency;
 mod letters;
