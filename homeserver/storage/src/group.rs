@@ -4,6 +4,7 @@
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::log::LogRow;
+use crate::repeats::{Answered, Change};
 use crate::store::Inner;
 use crate::tx::{Buffers, Slot, TransactionKey, Tx};
 use futures_util::FutureExt;
@@ -96,6 +97,7 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answer
                 inner.event_cache_put(Arc::clone(stored));
             }
             drop(tx);
+            inner.repeats.committed(written.repeats);
             inner.publish(written.rows).await;
             // Whoever is told looks up to the end of the log.
             inner.outbox_written(written.destinations, written.outgoing);
@@ -144,23 +146,28 @@ struct Written {
     events: Vec<Arc<StoredEvent>>,
     destinations: BTreeSet<OwnedServerName>,
     outgoing: bool,
+    repeats: Change,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
 async fn flush(tx: &mut Tx) -> StoreResult<Written> {
-    let buffers = std::mem::take(&mut tx.buffers);
+    let mut buffers = std::mem::take(&mut tx.buffers);
+    let (late, now): (Vec<Answered>, Vec<Answered>) =
+        std::mem::take(&mut buffers.transactions).into_iter().partition(|answered| answered.late);
+    let mut repeats = Change { late, forgotten: std::mem::take(&mut buffers.forgotten), settled: None };
     tx.conn.state_nodes_insert(&buffers.nodes).await?;
+    let in_time = tx.in_time(&buffers.events);
     tx.rooms_flush().await?;
-    tx.conn.transactions_insert(&buffers.transactions).await?;
+    tx.conn.transactions_insert(&now.iter().collect::<Vec<_>>()).await?;
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
-        return Ok(Written::default());
+        return Ok(Written { repeats, ..Written::default() });
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
-    let written = place(&buffers, last - count, lowest + below);
-    tx.conn.events_insert(&written.events).await?;
+    let mut written = place(&buffers, last - count, lowest + below);
+    tx.conn.events_insert(&written.events, &in_time).await?;
     tx.conn.search_insert(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
@@ -169,6 +176,8 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.messages_insert(&buffers.to_device, position).await?;
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
     tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
+    tx.repeats.settle(&mut tx.conn, &mut repeats, last).await?;
+    written.repeats = repeats;
     Ok(written)
 }
 
@@ -212,5 +221,5 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
         events.push(stored);
     }
     let destinations = buffers.outbox.iter().map(|row| row.destination.clone()).collect();
-    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty() }
+    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty(), repeats: Change::default() }
 }

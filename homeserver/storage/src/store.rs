@@ -7,6 +7,7 @@ use crate::events::StoredEvent;
 use crate::group::{self, Answer, Job, QUEUE_LIMIT};
 use crate::log::LogRow;
 use crate::outgoing::ServerSet;
+use crate::repeats::Repeats;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
 use crate::tx::{TransactionKey, Tx};
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub events: Arc<EventCache>,
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
+    pub repeats: Arc<Repeats>,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
@@ -84,7 +86,12 @@ impl Store {
     pub async fn open(address: &str) -> StoreResult<Store> {
         let pools = Pools::open(address).await?;
         crate::migrate::migrate(&pools).await?;
-        let head = pools.reader().await?.log_head().await?;
+        let repeats = Repeats::default();
+        let head = {
+            let mut conn = pools.reader().await?;
+            repeats.recover(&mut conn).await?;
+            conn.log_head().await?
+        };
         let (whispers, to_whisper) = Whispers::new();
         let inner = Arc::new(Inner {
             pools,
@@ -93,6 +100,7 @@ impl Store {
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             erased: ErasedUsers::default(),
+            repeats: Arc::new(repeats),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),

@@ -7,6 +7,7 @@ mod migrations;
 mod outgoing;
 mod partial;
 mod repeated;
+mod sends;
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
