@@ -48,19 +48,11 @@ pub(crate) fn rows(text: &str, columns: usize, count: usize) -> String {
     text.replace("$rows", &parameters)
 }
 
-/// Rows up to which a piece may have any number: each statement that runs costs more than preparing some more texts once.
-const ANY: usize = 16;
-
-/// Cuts rows into pieces: of a power of two each while there are many, then the rest at once, so that few texts need
-/// preparing and few statements run however many rows there are.
+/// Cuts rows into pieces of a power of two each, so that few texts need preparing however many rows there are.
 pub(crate) fn pieces<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let most = PIECE.min(all.len());
-        let count = match most {
-            0 => return None,
-            1..=ANY => most,
-            _ => 1 << most.ilog2(),
-        };
+        let count = if most == 0 { return None } else { 1 << most.ilog2() };
         let (piece, rest) = all.split_at(count);
         all = rest;
         Some(piece)
@@ -88,10 +80,10 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_few_and_lose_nothing() {
+    fn pieces_are_powers_of_two_and_lose_nothing() {
         let all: Vec<usize> = (0..300).collect();
         let lengths: Vec<usize> = pieces(&all).map(<[usize]>::len).collect();
-        assert_eq!(lengths, [128, 128, 32, 12]);
+        assert_eq!(lengths, [128, 128, 32, 8, 4]);
         assert_eq!(pieces(&all).flatten().copied().collect::<Vec<_>>(), all);
         assert_eq!(pieces::<usize>(&[]).count(), 0);
     }
