@@ -19,28 +19,3 @@ DROP INDEX one_time_keys_in_order;
 -- To-device messages are found by their devices.
 DROP INDEX log_by_user;
 CREATE INDEX log_by_user ON log (user_id, position) WHERE user_id IS NOT NULL AND kind <> 6;
-
--- SQLite: the rows in the tree of their key, which would be a second tree otherwise.
-CREATE TABLE to_device_in_order (
-    user_id TEXT NOT NULL,
-    device_id TEXT NOT NULL,
-    position BIGINT NOT NULL,
-    content TEXT NOT NULL,
-    PRIMARY KEY (user_id, device_id, position)
-) WITHOUT ROWID;
-INSERT INTO to_device_in_order SELECT user_id, device_id, position, content FROM to_device;
-DROP TABLE to_device;
-ALTER TABLE to_device_in_order RENAME TO to_device;
-CREATE TABLE one_time_keys_in_order (
-    user_id TEXT NOT NULL,
-    device_id TEXT NOT NULL,
-    algorithm TEXT NOT NULL,
-    key_id TEXT NOT NULL,
-    -- Order of upload, in which keys are handed out.
-    upload_order BIGINT NOT NULL,
-    json TEXT NOT NULL,
-    PRIMARY KEY (user_id, device_id, algorithm, key_id)
-) WITHOUT ROWID;
-INSERT INTO one_time_keys_in_order SELECT user_id, device_id, algorithm, key_id, upload_order, json FROM one_time_keys;
-DROP TABLE one_time_keys;
-ALTER TABLE one_time_keys_in_order RENAME TO one_time_keys;
