@@ -138,6 +138,11 @@ impl Event {
         })
     }
 
+    /// When it was sent by its sender's clock: milliseconds since the epoch, as a database has them.
+    pub fn sent_at(&self) -> i64 {
+        i64::try_from(u64::from(self.origin_server_ts.get())).unwrap_or(i64::MAX)
+    }
+
     /// Whether it is a state event.
     pub fn is_state(&self) -> bool {
         self.state_key.is_some()

@@ -57,7 +57,7 @@ pub use crate::core::{
     AccountSettings, Badge, Core, EmailSettings, NoticeSettings, PasswordCost, PlaintextPolicy, PushSettings,
     RegistrationMode, Settings, TermsSettings, TurnAccess, TurnSettings,
 };
-pub use waxwing_storage::StoreError;
+pub use waxwing_storage::{StoreError, send_endpoint};
 
 /// The room versions that this server speaks, oldest first.
 pub fn room_versions() -> &'static [ruma::RoomVersionId] {

@@ -212,22 +212,22 @@ async fn transaction_ids(
                 let sent = row.data.as_deref().and_then(|data| sent_by(data, device));
                 known.extend(sent.map(|transaction| (stored.event.event_id.clone(), transaction)));
             }
-            None => unknown.push(stored.event.event_id.clone()),
+            None if stored.sn > 0 => unknown.push(stored),
+            None => {}
         }
     }
     if !unknown.is_empty() {
-        known.extend(core.store.read().await?.transaction_ids(&viewer.user, device, &unknown).await?);
+        let numbers: Vec<i64> = unknown.iter().map(|stored| stored.sn).collect();
+        let notes = core.store.read().await?.log_notes(&numbers).await?;
+        known.extend(unknown.into_iter().filter_map(|stored| {
+            Some((stored.event.event_id.clone(), sent_by(notes.get(&stored.sn)?, device)?))
+        }));
     }
     Ok(known)
 }
 
-/// What the row of the log that announces an event says of the request that sent it.
-pub(crate) fn sent_as(device: &str, transaction: &str) -> String {
-    serde_json::json!([device, transaction]).to_string()
-}
-
 /// The transaction id, where it was this device that sent the event.
 fn sent_by(data: &str, device: &str) -> Option<String> {
-    let (by, transaction): (String, String) = serde_json::from_str(data).ok()?;
+    let (by, transaction) = waxwing_storage::noted_request(data)?;
     (by == device).then_some(transaction)
 }

@@ -86,9 +86,10 @@ impl ToDevice {
         self.check(&sending, exempt)?;
         let prepared = Arc::new(self.prepare(sender, device, sending));
         let core = self.core.clone();
+        let request = Some(prepared.key.clone());
         self.core
             .store
-            .write("to_device.send", Vec::new(), move |tx| {
+            .write_request("to_device.send", Vec::new(), request, move |tx| {
                 let (core, prepared) = (core.clone(), Arc::clone(&prepared));
                 Box::pin(async move {
                     if tx.transaction_get(&prepared.key).await?.is_some() {

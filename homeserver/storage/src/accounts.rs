@@ -271,6 +271,7 @@ impl crate::Tx {
 
     /// Deletes the row of a device, and what it was answered: transaction ids die with it. False: there is no such device.
     pub async fn device_delete(&mut self, user: &UserId, device: &DeviceId) -> StoreResult<bool> {
+        self.transactions_forget(user, Some(device.as_str()));
         let conn = self.writing().await?;
         on_engine!(&mut *conn, |c| sqlx::query(TRANSACTIONS_OF_DEVICE)
             .bind(user.as_str())

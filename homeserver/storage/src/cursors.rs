@@ -17,13 +17,16 @@ impl Conn {
             on_engine!(self, |c| sqlx::query_as(LOAD).bind(name).fetch_optional(c).await)?;
         Ok(found.map(|(position,)| LogPosition(position)))
     }
+
+    pub(crate) async fn cursor_move(&mut self, name: &str, position: LogPosition) -> StoreResult<()> {
+        on_engine!(self, |c| sqlx::query(SAVE).bind(name).bind(position.0).execute(c).await.map(|_| ()))?;
+        Ok(())
+    }
 }
 
 impl crate::Tx {
     /// The reader `name` has dealt with everything up to `position`.
     pub async fn cursor_save(&mut self, name: &str, position: LogPosition) -> StoreResult<()> {
-        let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(SAVE).bind(name).bind(position.0).execute(c).await.map(|_| ()))?;
-        Ok(())
+        self.writing().await?.cursor_move(name, position).await
     }
 }

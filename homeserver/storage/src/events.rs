@@ -17,9 +17,7 @@ statements! {
     BACKWARD_OF = "SELECT * FROM (SELECT sn, event_id, room_id FROM events WHERE room_id = $3 AND sn < $1 AND flags = 0 ORDER BY sn DESC LIMIT $2) AS newest";
     EXTREMITIES_OF = "SELECT room_id, event_id FROM backward_extremities WHERE room_id IN ($list)";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
-    AT_OR_AFTER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts >= $2 AND flags = 0 ORDER BY ts, sn LIMIT $3";
-    AT_OR_BEFORE = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts <= $2 AND flags = 0 ORDER BY ts DESC, sn DESC LIMIT $3";
-    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before WHERE events.flags % 2 = 1";
+    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json, out_of_time) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before, out_of_time = excluded.out_of_time WHERE events.flags % 2 = 1";
     SET_REDACTED = "UPDATE events SET redacted_by = $2, json = $3 WHERE event_id = $1";
     SET_FLAGS = "UPDATE events SET flags = $2 WHERE event_id = $1";
     EXTREMITY_ADD = "INSERT INTO backward_extremities (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -212,25 +210,6 @@ impl Conn {
         found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
     }
 
-    /// The room's visible events sent at `at` (milliseconds, by their senders' clocks) or later, the earliest first; or
-    /// at `at` or before, the latest first.
-    pub async fn events_by_time(
-        &mut self,
-        room: &RoomId,
-        at: i64,
-        forward: bool,
-        limit: i64,
-    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let text = if forward { AT_OR_AFTER } else { AT_OR_BEFORE };
-        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(text)
-            .bind(room.as_str())
-            .bind(at)
-            .bind(limit)
-            .fetch_all(c)
-            .await)?;
-        found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
-    }
-
     /// Every event of the database with `sn` above `after`, whatever its flags, in order of `sn`: for audits.
     pub async fn events_scan(&mut self, after: i64, limit: i64) -> StoreResult<Vec<Arc<StoredEvent>>> {
         let found: Vec<Columns> =
@@ -262,12 +241,18 @@ impl Conn {
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
-    pub(crate) async fn events_insert(&mut self, all: &[Arc<StoredEvent>]) -> StoreResult<()> {
-        for chunk in pieces(all) {
-            let text = rows(INSERT, 8, chunk.len());
+    /// `in_time`: which of them stand in their room's timeline in the order of their times.
+    pub(crate) async fn events_insert(
+        &mut self,
+        all: &[Arc<StoredEvent>],
+        in_time: &[bool],
+    ) -> StoreResult<()> {
+        let all: Vec<(&Arc<StoredEvent>, bool)> = all.iter().zip(in_time.iter().copied()).collect();
+        for chunk in pieces(&all) {
+            let text = rows(INSERT, 9, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
-                for stored in chunk {
+                for (stored, in_time) in chunk {
                     query = query
                         .bind(stored.sn)
                         .bind(stored.event.event_id.as_str())
@@ -275,10 +260,9 @@ impl Conn {
                         .bind(stored.flags.bits())
                         .bind(stored.state_before.as_ref().map(|root| root.as_bytes().to_vec()))
                         .bind(stored.redacted_by.as_ref().map(|id| id.as_str()))
-                        .bind(
-                            i64::try_from(u64::from(stored.event.origin_server_ts.get())).unwrap_or(i64::MAX),
-                        )
-                        .bind(stored.event.json.get());
+                        .bind(stored.event.sent_at())
+                        .bind(stored.event.json.get())
+                        .bind(!in_time);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

@@ -5,6 +5,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::log::LogRow;
 use crate::postgres::Lost;
+use crate::repeats::{Answered, Change};
 use crate::store::Inner;
 use crate::tx::{Buffers, Slot, TransactionKey, Tx};
 use futures_util::FutureExt;
@@ -226,6 +227,7 @@ async fn finish(inner: &Arc<Inner>, written: Written) {
         inner.event_cache_put(Arc::clone(stored));
     }
     inner.current.relate(&written.related);
+    inner.repeats.committed(written.repeats);
     inner.publish(written.rows).await;
     // Whoever is told looks up to the end of the log.
     inner.outbox_written(written.destinations, written.outgoing);
@@ -267,23 +269,29 @@ struct Written {
     outgoing: bool,
     /// What others relate to from now on.
     related: Vec<(OwnedRoomId, OwnedEventId)>,
+    repeats: Change,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
 async fn flush(tx: &mut Tx) -> StoreResult<Written> {
-    let buffers = std::mem::take(&mut tx.buffers);
+    let mut buffers = std::mem::take(&mut tx.buffers);
+    let (late, now): (Vec<Answered>, Vec<Answered>) =
+        std::mem::take(&mut buffers.transactions).into_iter().partition(|answered| answered.late);
+    let mut repeats = Change { late, forgotten: std::mem::take(&mut buffers.forgotten), settled: None };
     tx.conn.state_nodes_insert(&buffers.nodes).await?;
+    let in_time = tx.in_time(&buffers.events);
     tx.rooms_flush().await?;
-    tx.conn.transactions_insert(&buffers.transactions).await?;
+    tx.conn.transactions_insert(&now.iter().collect::<Vec<_>>()).await?;
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
-        return Ok(Written { related: std::mem::take(&mut tx.related), ..Written::default() });
+        let related = std::mem::take(&mut tx.related);
+        return Ok(Written { related, repeats, ..Written::default() });
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
     let mut written = place(&buffers, last - count, lowest + below);
-    tx.conn.events_insert(&written.events).await?;
+    tx.conn.events_insert(&written.events, &in_time).await?;
     tx.conn.search_insert(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
@@ -293,6 +301,8 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
     tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
     written.related = std::mem::take(&mut tx.related);
+    tx.repeats.settle(&mut tx.conn, &mut repeats, last).await?;
+    written.repeats = repeats;
     Ok(written)
 }
 
@@ -336,5 +346,5 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
         events.push(stored);
     }
     let destinations = buffers.outbox.iter().map(|row| row.destination.clone()).collect();
-    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty(), related: Vec::new() }
+    Written { rows, events, destinations, outgoing: !buffers.outgoing.is_empty(), ..Written::default() }
 }

@@ -21,6 +21,7 @@ statements! {
 impl crate::Tx {
     /// Deletes what is kept for a user beside events, memberships, devices, keys and the profile.
     pub async fn leavings_delete(&mut self, user: &UserId) -> StoreResult<()> {
+        self.transactions_forget(user, None);
         let conn = self.writing().await?;
         for text in [
             BACKUP_KEYS,

@@ -12,6 +12,7 @@ mod appservices;
 mod audit;
 mod backups;
 mod bus;
+mod by_time;
 mod current;
 mod cursors;
 mod dehydrated;
@@ -50,6 +51,7 @@ mod registration;
 mod relation_claims;
 mod relations;
 mod rendezvous;
+mod repeats;
 mod reports;
 mod rooms;
 mod search;
@@ -90,7 +92,7 @@ pub use log::{Fact, LogRow, NewRow};
 pub use media::{MediaEntry, MediaOfUser, MediaRow, ThumbnailKey};
 pub use media_cache::CachedMedia;
 pub use members::MemberRow;
-pub use one_time_keys::{ClaimedKey, OneTimeKeyRow};
+pub use one_time_keys::{ClaimedKey, OneTimeKeyRow, OneTimeKeysPut};
 pub use outbox::{DestinationRow, Waiting};
 pub use outgoing::{Outgoing, OutgoingRow, ServerSet};
 pub use partial::{PartialEvent, PartialRow};
@@ -102,6 +104,7 @@ pub use receipts::ReceiptRow;
 pub use registration::RegistrationTokenRow;
 pub use relations::{EditRow, RelationChild, RelationQuery, ThreadRow};
 pub use rendezvous::RendezvousRow;
+pub use repeats::{noted_request, request_note, send_endpoint};
 pub use reports::ReportRow;
 pub use rooms::RoomRow;
 pub use search::{search_text, search_words};
@@ -131,6 +134,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("appservices", appservices::STATEMENTS),
     ("audit", audit::STATEMENTS),
     ("backups", backups::STATEMENTS),
+    ("by_time", by_time::STATEMENTS),
     ("current", current::STATEMENTS),
     ("cursors", cursors::STATEMENTS),
     ("delayed", delayed::STATEMENTS),
@@ -161,6 +165,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("relation_claims", relation_claims::STATEMENTS),
     ("relations", relations::STATEMENTS),
     ("rendezvous", rendezvous::STATEMENTS),
+    ("repeats", repeats::STATEMENTS),
     ("reports", reports::STATEMENTS),
     ("rooms", rooms::STATEMENTS),
     ("search", search::STATEMENTS),

@@ -3,9 +3,10 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
-use crate::sql::{pieces, rows, statements};
+use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 use std::sync::Arc;
 use waxwing_model::LogPosition;
 
@@ -15,8 +16,9 @@ statements! {
     ADVANCE = "UPDATE log_head SET position = position + $1, lowest = lowest - $2 WHERE id = 1 RETURNING position, lowest";
     INSERT = "INSERT INTO log (position, kind, room_id, user_id, reference, data) VALUES $rows";
     RANGE = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
-    RANGE_OF_USER = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE user_id = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
-    RANGE_OF_ROOM = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE room_id = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
+    RANGE_OF_USER = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE user_id = $1 AND kind <> 6 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
+    RANGE_OF_ROOM = "SELECT * FROM (SELECT position, kind, room_id, user_id, reference, data FROM log WHERE room_id = $1 AND kind <> 1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4) AS other UNION ALL SELECT * FROM (SELECT position, kind, room_id, user_id, reference, data FROM log WHERE kind = 1 AND position IN (SELECT sn FROM events WHERE room_id = $1 AND sn > $2 AND sn <= $3 ORDER BY sn LIMIT $4)) AS events ORDER BY 1 LIMIT $4";
+    NOTES = "SELECT position, data FROM log WHERE kind = 1 AND data IS NOT NULL AND position IN ($list)";
     RANGE_OF_KIND = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE kind = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
 }
 
@@ -223,7 +225,8 @@ impl Conn {
         found.into_iter().map(decode).collect()
     }
 
-    /// Like [`Conn::log_range`], the rows that name `user`.
+    /// Like [`Conn::log_range`], the rows that name `user`, but for the to-device messages that wait for them: those
+    /// are found by their devices.
     pub async fn log_range_of_user(
         &mut self,
         user: &ruma::UserId,
@@ -275,6 +278,24 @@ impl Conn {
             .fetch_all(c)
             .await)?;
         found.into_iter().map(decode).collect()
+    }
+
+    /// What is noted beside those of the events with these numbers that were announced: see [`crate::request_note`].
+    pub async fn log_notes(&mut self, numbers: &[i64]) -> StoreResult<HashMap<i64, String>> {
+        let mut notes = HashMap::new();
+        for chunk in numbers.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(NOTES, 1, chunk.len());
+            let found: Vec<(i64, String)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for number in &chunk {
+                    query = query.bind(*number);
+                }
+                query.fetch_all(c).await
+            })?;
+            notes.extend(found);
+        }
+        Ok(notes)
     }
 
     /// Takes `count` positions and `below` numbers below zero: the last thing before the rows that carry them.

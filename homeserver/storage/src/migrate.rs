@@ -44,6 +44,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     91 "0091_signing_keys",
     100 "0100_purges",
     110 "0110_transactions_by_time",
+    170 "0170_fewer_indexes",
 ];
 
 /// The oldest program that works with the schema of this one, named by the newest migration that it knows. Nodes of two

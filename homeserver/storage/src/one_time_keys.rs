@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 statements! {
     COUNTS = "SELECT algorithm, COUNT(*) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm";
     UNUSED_FALLBACKS = "SELECT algorithm FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND NOT used ORDER BY algorithm";
-    LOAD = "SELECT algorithm, key_id, json FROM one_time_keys WHERE user_id = $1 AND device_id = $2";
-    LAST = "SELECT MAX(upload_order) FROM one_time_keys WHERE user_id = $1 AND device_id = $2";
-    INSERT = "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_id, upload_order, json) VALUES $rows";
-    NEXT = "SELECT key_id FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 ORDER BY upload_order, key_id LIMIT 1";
-    TAKE = "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND key_id = $4 RETURNING json";
+    HAVE = "SELECT algorithm, COUNT(*), MAX(upload_order) FROM one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm";
+    SAME = "SELECT t.algorithm, t.key_id, t.json FROM (VALUES $rows) AS v JOIN one_time_keys t ON t.user_id = v.column1 AND t.device_id = v.column2 AND t.algorithm = v.column3 AND t.key_id = v.column4";
+    INSERT = "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_id, upload_order, json) VALUES $rows ON CONFLICT (user_id, device_id, algorithm, key_id) DO NOTHING";
+    ANY_LEFT = "SELECT 1 FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 LIMIT 1";
+    TAKE = "DELETE FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND key_id = (SELECT key_id FROM one_time_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 ORDER BY upload_order, key_id LIMIT 1) RETURNING key_id, json";
     FALLBACK_PUT = "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, json, used) VALUES ($1, $2, $3, $4, $5, FALSE) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET key_id = excluded.key_id, json = excluded.json, used = FALSE";
     FALLBACK_LOAD = "SELECT key_id, json, used FROM fallback_keys WHERE user_id = $1 AND device_id = $2 AND algorithm = $3";
     FALLBACK_USE = "UPDATE fallback_keys SET used = TRUE WHERE user_id = $1 AND device_id = $2 AND algorithm = $3 AND key_id = $4";
@@ -74,54 +74,66 @@ impl Conn {
         Ok(found.into_iter().map(|(algorithm,)| algorithm).collect())
     }
 
-    /// All one-time keys of the device.
-    pub async fn one_time_keys_load(
+    async fn one_time_keys_same(
         &mut self,
         user: &UserId,
         device: &str,
+        keys: &[OneTimeKeyRow],
     ) -> StoreResult<Vec<OneTimeKeyRow>> {
-        let found: Vec<(String, String, String)> =
-            on_engine!(self, |c| sqlx::query_as(LOAD).bind(user.as_str()).bind(device).fetch_all(c).await)?;
-        Ok(found
-            .into_iter()
-            .map(|(algorithm, key_id, json)| OneTimeKeyRow { algorithm, key_id, json })
-            .collect())
-    }
-
-    async fn one_time_key_next(
-        &mut self,
-        user: &UserId,
-        device: &str,
-        algorithm: &str,
-    ) -> StoreResult<Option<String>> {
-        let found: Option<(String,)> = on_engine!(self, |c| sqlx::query_as(NEXT)
-            .bind(user.as_str())
-            .bind(device)
-            .bind(algorithm)
-            .fetch_optional(c)
-            .await)?;
-        Ok(found.map(|(id,)| id))
+        let mut same = Vec::new();
+        for piece in pieces(keys) {
+            let text = rows(SAME, 4, piece.len());
+            let found: Vec<(String, String, String)> = on_engine!(self, |c| {
+                let mut query = sqlx::query_as(AssertSqlSafe(text));
+                for key in piece {
+                    query = query.bind(user.as_str()).bind(device).bind(&key.algorithm).bind(&key.key_id);
+                }
+                query.fetch_all(c).await
+            })?;
+            same.extend(found.into_iter().map(|(algorithm, key_id, json)| OneTimeKeyRow {
+                algorithm,
+                key_id,
+                json,
+            }));
+        }
+        Ok(same)
     }
 }
 
+/// What became of keys that a device uploaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OneTimeKeysPut {
+    /// They are here: how many there are of each algorithm now, and whether any of them is new.
+    Here(BTreeMap<String, u64>, bool),
+    /// Nothing may stay of what the member wrote: `algorithm:id` is here already, and is another key.
+    Taken(String),
+    /// Nothing may stay of what the member wrote: the device would have more keys than it may.
+    TooMany,
+}
+
 impl crate::Tx {
-    /// Adds keys that the device does not have yet; they are handed out after those it has, in this order.
-    pub async fn one_time_keys_insert(
+    /// Adds the keys that the device does not have yet; they are handed out after those it has, in this order. Those that
+    /// are here already, and the same, are left as they are. The device may have `most` keys.
+    pub async fn one_time_keys_put(
         &mut self,
         user: &UserId,
         device: &str,
-        new: &[OneTimeKeyRow],
-    ) -> StoreResult<()> {
+        keys: &[OneTimeKeyRow],
+        most: u64,
+    ) -> StoreResult<OneTimeKeysPut> {
         let conn = self.writing().await?;
-        let (last,): (Option<i64>,) = on_engine!(&mut *conn, |c| sqlx::query_as(LAST)
+        let have: Vec<(String, i64, i64)> = on_engine!(&mut *conn, |c| sqlx::query_as(HAVE)
             .bind(user.as_str())
             .bind(device)
-            .fetch_one(c)
+            .fetch_all(c)
             .await)?;
-        let mut order = last.unwrap_or(0);
-        for chunk in pieces(new) {
+        let mut order = have.iter().map(|(_, _, last)| *last).max().unwrap_or(0);
+        let mut counts = BTreeMap::from([(USUAL_ALGORITHM.to_owned(), 0)]);
+        counts.extend(have.into_iter().map(|(algorithm, count, _)| (algorithm, count as u64)));
+        let mut added = 0;
+        for chunk in pieces(keys) {
             let text = rows(INSERT, 6, chunk.len());
-            on_engine!(&mut *conn, |c| {
+            added += on_engine!(&mut *conn, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for key in chunk {
                     order += 1;
@@ -133,10 +145,33 @@ impl crate::Tx {
                         .bind(order)
                         .bind(&key.json);
                 }
-                query.execute(c).await.map(|_| ())
+                query.execute(c).await.map(|done| done.rows_affected())
             })?;
         }
-        Ok(())
+        if added < keys.len() as u64 {
+            // Some were here before: most clients never come to this.
+            let here: BTreeMap<(String, String), String> = conn
+                .one_time_keys_same(user, device, keys)
+                .await?
+                .into_iter()
+                .map(|key| ((key.algorithm, key.key_id), key.json))
+                .collect();
+            let other = |key: &&OneTimeKeyRow| {
+                here.get(&(key.algorithm.clone(), key.key_id.clone())) != Some(&key.json)
+            };
+            if let Some(key) = keys.iter().find(other) {
+                return Ok(OneTimeKeysPut::Taken(format!("{}:{}", key.algorithm, key.key_id)));
+            }
+            counts = conn.one_time_key_counts(user, device).await?;
+        } else {
+            for key in keys {
+                *counts.entry(key.algorithm.clone()).or_default() += 1;
+            }
+        }
+        if added > 0 && counts.values().sum::<u64>() > most {
+            return Ok(OneTimeKeysPut::TooMany);
+        }
+        Ok(OneTimeKeysPut::Here(counts, added > 0))
     }
 
     /// Takes the oldest one-time key of this algorithm, which no one gets again; when there is none, the fallback key,
@@ -149,16 +184,24 @@ impl crate::Tx {
     ) -> StoreResult<Option<ClaimedKey>> {
         let conn = self.writing().await?;
         for _ in 0..CLAIM_TRIES {
-            let Some(key_id) = conn.one_time_key_next(user, device, algorithm).await? else { break };
-            let taken: Option<(String,)> = on_engine!(&mut *conn, |c| sqlx::query_as(TAKE)
+            let taken: Option<(String, String)> = on_engine!(&mut *conn, |c| sqlx::query_as(TAKE)
                 .bind(user.as_str())
                 .bind(device)
                 .bind(algorithm)
-                .bind(&key_id)
                 .fetch_optional(c)
                 .await)?;
-            if let Some((json,)) = taken {
+            if let Some((key_id, json)) = taken {
                 return Ok(Some(ClaimedKey { key_id, json, changed: true }));
+            }
+            // On PostgreSQL another node may have taken it meanwhile.
+            let left: Option<(i32,)> = on_engine!(&mut *conn, |c| sqlx::query_as(ANY_LEFT)
+                .bind(user.as_str())
+                .bind(device)
+                .bind(algorithm)
+                .fetch_optional(c)
+                .await)?;
+            if left.is_none() {
+                break;
             }
         }
         let found: Option<(String, String, bool)> =

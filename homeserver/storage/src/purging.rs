@@ -13,7 +13,6 @@ use waxwing_rooms::state_tree::NodeId;
 
 statements! {
     BY_NUMBER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND sn < $3 ORDER BY sn LIMIT $4";
-    BY_TIME = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND ts >= $2 AND ts < $4 AND (ts > $2 OR sn > $3) ORDER BY ts, sn LIMIT $5";
     ROOTS = "SELECT sn, state_before FROM events WHERE room_id = $1 AND sn > $2 AND state_before IS NOT NULL ORDER BY sn LIMIT $3";
     EVENTS = "DELETE FROM events WHERE sn IN ($list)";
     OUTLIERS = "UPDATE events SET flags = flags + 1, state_before = NULL WHERE flags % 2 = 0 AND sn IN ($list)";
@@ -25,10 +24,9 @@ statements! {
     STICKY = "DELETE FROM sticky_events WHERE event_id IN ($list)";
     CLAIMS = "DELETE FROM relation_claims WHERE event_id IN ($list)";
     ENDS = "DELETE FROM backward_extremities WHERE room_id = $1 AND event_id IN ($list)";
-    TRANSACTIONS = "DELETE FROM transactions WHERE response IN ($list)";
     OUTGOING = "SELECT event_id FROM outgoing WHERE room_id = $1 AND position > (SELECT COALESCE(MIN(position), 0) FROM log_cursors WHERE name LIKE 'federation-sender-%') LIMIT 1";
     ROOM = "DELETE FROM rooms WHERE room_id = $1";
-    LOG = "DELETE FROM log WHERE position IN (SELECT position FROM log WHERE room_id = $1 ORDER BY position LIMIT $2)";
+    LOG = "DELETE FROM log WHERE position IN (SELECT position FROM log WHERE room_id = $1 AND kind <> 1 ORDER BY position LIMIT $2)";
     MEMBERS = "DELETE FROM members WHERE room_id = $1 AND user_id IN (SELECT user_id FROM members WHERE room_id = $1 ORDER BY user_id LIMIT $2)";
     RECEIPTS = "DELETE FROM receipts WHERE room_id = $1 AND user_id IN (SELECT user_id FROM receipts WHERE room_id = $1 ORDER BY user_id LIMIT $2)";
     RELATIONS = "DELETE FROM relations WHERE child_id IN (SELECT child_id FROM relations WHERE room_id = $1 ORDER BY sn LIMIT $2)";
@@ -94,26 +92,6 @@ impl Conn {
         let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(BY_NUMBER)
             .bind(room.as_str())
             .bind(after)
-            .bind(before)
-            .bind(limit)
-            .fetch_all(c)
-            .await)?;
-        found.into_iter().map(|columns| decode(columns).map(Arc::new)).collect()
-    }
-
-    /// Events of a room sent before `before` (by their senders' clocks), from the one after (time, number) on, whatever
-    /// their flags, at most `limit`.
-    pub async fn events_sent_before(
-        &mut self,
-        room: &RoomId,
-        after: (i64, i64),
-        before: i64,
-        limit: i64,
-    ) -> StoreResult<Vec<Arc<StoredEvent>>> {
-        let found: Vec<Columns> = on_engine!(self, |c| sqlx::query_as(BY_TIME)
-            .bind(room.as_str())
-            .bind(after.0)
-            .bind(after.1)
             .bind(before)
             .bind(limit)
             .fetch_all(c)
@@ -236,9 +214,7 @@ impl crate::Tx {
         conn.delete_numbers(WORDS, &both).await?;
         // Rows of state events stay: they say what changed to a client that was away for long.
         conn.delete_numbers(LOG_OF_EVENTS, &numbers(gone)).await?;
-        for statement in
-            [RELATIONS_OF_CHILDREN, RELATIONS_OF_PARENTS, REDACTIONS, STICKY, CLAIMS, TRANSACTIONS]
-        {
+        for statement in [RELATIONS_OF_CHILDREN, RELATIONS_OF_PARENTS, REDACTIONS, STICKY, CLAIMS] {
             conn.delete_ids(statement, &ids).await?;
         }
         Ok(())

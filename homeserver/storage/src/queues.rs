@@ -3,6 +3,7 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
+use crate::repeats::Answered;
 use crate::sql::{pieces, rows, statements};
 use crate::tx::{OutboxRow, RelationRow, Slot, ToDeviceRow, TransactionKey, Tx};
 use ruma::OwnedUserId;
@@ -62,15 +63,12 @@ impl Conn {
         Ok(answers)
     }
 
-    pub(crate) async fn transactions_insert(
-        &mut self,
-        all: &[(TransactionKey, String, u64)],
-    ) -> StoreResult<()> {
+    pub(crate) async fn transactions_insert(&mut self, all: &[&Answered]) -> StoreResult<()> {
         for chunk in pieces(all) {
             let text = rows(TRANSACTIONS_INSERT, 6, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
-                for ((user, device, endpoint, txn), response, at) in chunk {
+                for Answered { key: (user, device, endpoint, txn), response, at, .. } in chunk {
                     query = query
                         .bind(user.as_str())
                         .bind(device)

@@ -6,7 +6,7 @@ use crate::error::StoreResult;
 use crate::sql::{CHUNK, list, padded, statements};
 use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
 use sqlx::AssertSqlSafe;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 statements! {
     THREADS_OF = "SELECT parent_id, sender, COUNT(*), MAX(sn) FROM relations WHERE rel_type = 'm.thread' AND sn <= $1 AND parent_id IN ($list) GROUP BY parent_id, sender";
@@ -18,7 +18,6 @@ statements! {
     THREADS = "SELECT parent_id, MAX(sn), COUNT(CASE WHEN sender = $3 THEN 1 END) FROM relations WHERE room_id = $1 AND rel_type = 'm.thread' GROUP BY parent_id HAVING MAX(sn) < $2 ORDER BY MAX(sn) DESC LIMIT $4";
     SENDERS = "SELECT DISTINCT sender, rel_type FROM relations WHERE parent_id = $1 LIMIT 1000";
     FORGET_CHILD = "DELETE FROM relations WHERE child_id = $1";
-    TRANSACTION_IDS = "SELECT response, txn_id FROM transactions WHERE user_id = $1 AND device_id = $2 AND response IN ($list)";
 }
 
 /// The children of one thread, taken together.
@@ -226,29 +225,6 @@ impl Conn {
                 Some(ThreadRow { root: root.try_into().ok()?, count: 0, latest, participated: own > 0 })
             })
             .collect())
-    }
-
-    /// The transaction ids under which this device sent those of `events` that it sent.
-    pub async fn transaction_ids(
-        &mut self,
-        user: &UserId,
-        device: &str,
-        events: &[OwnedEventId],
-    ) -> StoreResult<HashMap<OwnedEventId, String>> {
-        let mut all = HashMap::new();
-        for chunk in events.chunks(CHUNK) {
-            let chunk = padded(chunk);
-            let text = list(TRANSACTION_IDS, 3, chunk.len());
-            let found: Vec<(String, String)> = on_engine!(self, |c| {
-                let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(user.as_str()).bind(device);
-                for id in &chunk {
-                    query = query.bind(id.as_str());
-                }
-                query.fetch_all(c).await
-            })?;
-            all.extend(found.into_iter().filter_map(|(id, txn)| Some((id.try_into().ok()?, txn))));
-        }
-        Ok(all)
     }
 }
 

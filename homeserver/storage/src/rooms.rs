@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
-    LOAD = "SELECT room_id, version, state_root, extremities, revision, published, encrypted, partial FROM rooms WHERE room_id IN ($list) ORDER BY room_id";
-    INSERT = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (room_id) DO NOTHING";
-    REPLACE = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial) VALUES $rows ON CONFLICT (room_id) DO UPDATE SET version = excluded.version, state_root = excluded.state_root, extremities = excluded.extremities, revision = excluded.revision, published = excluded.published, encrypted = excluded.encrypted, partial = excluded.partial";
+    LOAD = "SELECT room_id, version, state_root, extremities, revision, published, encrypted, partial, newest_ts FROM rooms WHERE room_id IN ($list) ORDER BY room_id";
+    INSERT = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial, newest_ts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (room_id) DO NOTHING";
+    REPLACE = "INSERT INTO rooms (room_id, version, state_root, extremities, revision, published, encrypted, partial, newest_ts) VALUES $rows ON CONFLICT (room_id) DO UPDATE SET version = excluded.version, state_root = excluded.state_root, extremities = excluded.extremities, revision = excluded.revision, published = excluded.published, encrypted = excluded.encrypted, partial = excluded.partial, newest_ts = excluded.newest_ts";
     PUBLISHED = "SELECT room_id FROM rooms WHERE published";
     ALL = "SELECT room_id FROM rooms WHERE room_id > $1 ORDER BY room_id LIMIT $2";
 }
@@ -35,6 +35,9 @@ pub struct RoomRow {
     pub encrypted: bool,
     /// Its state lacks members: they are being fetched.
     pub partial: bool,
+    /// The latest time (milliseconds, by the senders' clocks) of the events of the timeline that stand in the order of
+    /// their times. Kept by [`crate::Store::write`].
+    pub newest_ts: i64,
 }
 
 impl RoomRow {
@@ -44,10 +47,10 @@ impl RoomRow {
     }
 }
 
-type Columns = (String, String, Vec<u8>, String, i64, bool, bool, bool);
+type Columns = (String, String, Vec<u8>, String, i64, bool, bool, bool, i64);
 
 fn decode(columns: Columns) -> StoreResult<RoomRow> {
-    let (room_id, version, root, extremities, revision, published, encrypted, partial) = columns;
+    let (room_id, version, root, extremities, revision, published, encrypted, partial, newest_ts) = columns;
     let corrupt = |why: String| StoreError::corrupt("rooms", room_id.clone(), why);
     Ok(RoomRow {
         room_id: OwnedRoomId::try_from(room_id.as_str()).map_err(|error| corrupt(error.to_string()))?,
@@ -58,6 +61,7 @@ fn decode(columns: Columns) -> StoreResult<RoomRow> {
         published,
         encrypted,
         partial,
+        newest_ts,
     })
 }
 
@@ -121,6 +125,7 @@ impl Conn {
             .bind(row.published)
             .bind(row.encrypted)
             .bind(row.partial)
+            .bind(row.newest_ts)
             .execute(c)
             .await
             .map(|done| done.rows_affected()))?;
@@ -131,7 +136,7 @@ impl Conn {
     pub(crate) async fn rooms_replace(&mut self, all: &[&RoomRow]) -> StoreResult<()> {
         for piece in pieces(all) {
             let texts = piece.iter().map(|row| extremities(row)).collect::<StoreResult<Vec<String>>>()?;
-            let text = rows(REPLACE, 8, piece.len());
+            let text = rows(REPLACE, 9, piece.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for (row, extremities) in piece.iter().zip(&texts) {
@@ -143,7 +148,8 @@ impl Conn {
                         .bind(row.revision)
                         .bind(row.published)
                         .bind(row.encrypted)
-                        .bind(row.partial);
+                        .bind(row.partial)
+                        .bind(row.newest_ts);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

@@ -8,6 +8,7 @@ use crate::events::StoredEvent;
 use crate::group::{self, Answer, Job, QUEUE_LIMIT};
 use crate::log::LogRow;
 use crate::outgoing::ServerSet;
+use crate::repeats::Repeats;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
 use crate::tx::{TransactionKey, Tx};
@@ -63,6 +64,7 @@ pub(crate) struct Inner {
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
     pub current: Current,
+    pub repeats: Arc<Repeats>,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
@@ -96,7 +98,12 @@ impl Store {
     pub async fn open(address: &str) -> StoreResult<Store> {
         let pools = Pools::open(address).await?;
         crate::migrate::migrate(&pools).await?;
-        let head = pools.reader().await?.log_head().await?;
+        let repeats = Repeats::default();
+        let head = {
+            let mut conn = pools.reader().await?;
+            repeats.recover(&mut conn).await?;
+            conn.log_head().await?
+        };
         let (whispers, to_whisper) = Whispers::new();
         let inner = Arc::new(Inner {
             pools,
@@ -106,6 +113,7 @@ impl Store {
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             erased: ErasedUsers::default(),
             current: Current::default(),
+            repeats: Arc::new(repeats),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),

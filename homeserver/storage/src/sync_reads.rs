@@ -10,7 +10,7 @@ use waxwing_model::LogPosition;
 
 statements! {
     LOCAL_MEMBERSHIPS = "SELECT room_id, user_id, membership FROM members WHERE local AND membership IN ('join', 'invite', 'knock') AND NOT forgotten";
-    ROOMS_CHANGED = "SELECT DISTINCT room_id FROM log WHERE position > $1 AND position <= $2 AND room_id IN ($list)";
+    ROOMS_CHANGED = "SELECT room_id FROM log WHERE position > $1 AND position <= $2 AND kind <> 1 AND room_id IN ($list) UNION SELECT room_id FROM events WHERE sn > $1 AND sn <= $2 AND room_id IN ($list)";
     NEWEST = "SELECT r.room_id, (SELECT e.sn FROM events e WHERE e.room_id = r.room_id AND e.flags = 0 ORDER BY e.sn DESC LIMIT 1) FROM rooms r WHERE r.room_id IN ($list)";
     HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('join', 'invite') ORDER BY sn, user_id LIMIT 5";
     HEROES_OF = "SELECT room_id, user_id, event_id FROM (SELECT room_id, user_id, event_id, ROW_NUMBER() OVER (PARTITION BY room_id ORDER BY sn, user_id) AS place FROM members WHERE user_id <> $1 AND membership IN ('join', 'invite') AND room_id IN ($list)) AS ranked WHERE place <= 5 ORDER BY room_id, place";

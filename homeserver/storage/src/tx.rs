@@ -6,6 +6,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
 use crate::outgoing::{NewOutgoing, Outgoing, ServerSet};
+use crate::repeats::{Answered, Forgotten, Repeats};
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
 use crate::store::{EventCache, Inner, ServerCache};
@@ -79,11 +80,12 @@ pub(crate) struct Buffers {
     pub outgoing: Vec<NewOutgoing>,
     pub to_device: Vec<ToDeviceRow>,
     pub relations: Vec<RelationRow>,
-    pub transactions: Vec<(TransactionKey, String, u64)>,
+    pub transactions: Vec<Answered>,
+    pub forgotten: Vec<Forgotten>,
     pub thread_subscriptions: Vec<ThreadSubscriptionMark>,
 }
 
-struct Marks([usize; 9]);
+struct Marks([usize; 10]);
 
 impl Buffers {
     fn marks(&self) -> Marks {
@@ -97,6 +99,7 @@ impl Buffers {
             self.transactions.len(),
             self.thread_subscriptions.len(),
             self.outgoing.len(),
+            self.forgotten.len(),
         ])
     }
     fn truncate(&mut self, Marks(lengths): &Marks) {
@@ -109,6 +112,7 @@ impl Buffers {
         self.transactions.truncate(lengths[6]);
         self.thread_subscriptions.truncate(lengths[7]);
         self.outgoing.truncate(lengths[8]);
+        self.forgotten.truncate(lengths[9]);
     }
 }
 
@@ -130,6 +134,7 @@ pub struct Tx {
     pub(crate) nodes: Arc<NodeCache>,
     events: Arc<EventCache>,
     pub(crate) servers: Arc<ServerCache>,
+    pub(crate) repeats: Arc<Repeats>,
     /// Events that this group changed: the cache still has them as they were.
     changed: HashSet<OwnedEventId>,
     /// Answers to requests of this group's members that were given before the group.
@@ -163,11 +168,12 @@ impl Tx {
             nodes: Arc::clone(&inner.nodes),
             events: Arc::clone(&inner.events),
             servers: Arc::clone(&inner.servers),
+            repeats: Arc::clone(&inner.repeats),
             changed: HashSet::new(),
             answered: HashMap::new(),
             head: inner.tail.head().0,
             savepoint: false,
-            marks: Marks([0; 9]),
+            marks: Marks([0; 10]),
             undo_rooms: Vec::new(),
         }
     }
@@ -252,6 +258,7 @@ impl Tx {
     pub async fn room_put(&mut self, mut row: RoomRow) -> StoreResult<()> {
         let before = self.room(&row.room_id).await?;
         row.revision = before.as_ref().map_or(1, |before| before.revision + 1);
+        row.newest_ts = before.as_ref().map_or(row.newest_ts, |before| before.newest_ts.max(row.newest_ts));
         let id = row.room_id.clone();
         if let Some(slot) = self.rooms.get_mut(&id) {
             self.undo_rooms.push((id, Some((slot.row.clone(), slot.dirty))));
@@ -351,13 +358,37 @@ impl Tx {
 
     /// Keeps the answer of a request that may be repeated.
     pub fn transaction_put(&mut self, key: TransactionKey, response: String, now: u64) {
-        self.buffers.transactions.push((key, response, now));
+        self.buffers.transactions.push(Answered { key, response, at: now, late: false });
+    }
+
+    /// Keeps the answer of a request that sent an event of this transaction, and notes the request beside the event.
+    pub fn transaction_sent(&mut self, key: TransactionKey, event: &ruma::EventId, now: u64) {
+        let note = crate::repeats::request_note(&key.1, &key.3);
+        let new = self.new_events.get(event).map(|index| &self.buffers.events[*index]);
+        // What the log says is enough to find the answer again at the next start.
+        let late = self.conn.engine() == crate::Engine::Sqlite
+            && new.is_some_and(|new| {
+                let of = &new.event;
+                new.slot.is_some()
+                    && of.sender == key.0
+                    && crate::repeats::send_endpoint(&of.room_id, &of.kind.to_string()) == key.2
+            });
+        self.log_note(event, note);
+        self.buffers.transactions.push(Answered { key, response: event.to_string(), at: now, late });
+    }
+
+    /// A user, or one device of theirs, will never repeat a request.
+    pub(crate) fn transactions_forget(&mut self, user: &ruma::UserId, device: Option<&str>) {
+        self.buffers.forgotten.push((user.to_owned(), device.map(str::to_owned)));
     }
 
     /// The answer that was given to this request before, by this group's members too.
     pub async fn transaction_get(&mut self, key: &TransactionKey) -> StoreResult<Option<String>> {
-        if let Some((_, response, _)) = self.buffers.transactions.iter().find(|(other, _, _)| other == key) {
-            return Ok(Some(response.clone()));
+        if let Some(answered) = self.buffers.transactions.iter().find(|answered| answered.key == *key) {
+            return Ok(Some(answered.response.clone()));
+        }
+        if let Some(response) = self.repeats.get(key) {
+            return Ok(Some(response));
         }
         match self.answered.get(key) {
             Some(answer) => Ok(answer.clone()),
@@ -370,7 +401,9 @@ impl Tx {
         if keys.is_empty() {
             return Ok(());
         }
-        let found = self.conn.transactions_load(keys).await?;
+        let asked: Vec<TransactionKey> =
+            keys.iter().filter(|key| self.repeats.get(key).is_none()).cloned().collect();
+        let found = self.conn.transactions_load(&asked).await?;
         // The same request may be in the group more than once.
         self.answered = keys.iter().map(|key| (key.clone(), found.get(key).cloned())).collect();
         Ok(())
@@ -415,6 +448,21 @@ impl Tx {
             self.rooms.insert(room, RoomSlot { row, new: false, dirty: false });
         }
         Ok(())
+    }
+
+    /// Which of the group's events stand in their room's timeline in the order of their times; the rooms' rows are told.
+    pub(crate) fn in_time(&mut self, events: &[NewEvent]) -> Vec<bool> {
+        events
+            .iter()
+            .map(|new| {
+                let slot = self.rooms.get_mut(&new.event.room_id).filter(|slot| slot.dirty);
+                let (Some(slot), Some(_)) = (slot, new.slot) else { return false };
+                let at = new.event.sent_at();
+                let in_time = at >= slot.row.newest_ts;
+                slot.row.newest_ts = slot.row.newest_ts.max(at);
+                in_time
+            })
+            .collect()
     }
 
     /// Writes the room rows that changed. A room that another node made meanwhile fails the group.

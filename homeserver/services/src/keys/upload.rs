@@ -6,10 +6,12 @@ use ruma::encryption::DeviceKeys;
 use ruma::{CanonicalJsonObject, DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use waxwing_storage::{DeviceKeysRow, Fact, NewRow, OneTimeKeyRow, Tx};
+use waxwing_storage::{DeviceKeysRow, Fact, NewRow, OneTimeKeyRow, OneTimeKeysPut, Tx};
 
 /// One-time keys that a device may have waiting for each algorithm. Clients keep 50 to 100.
 const MAX_ONE_TIME_KEYS: usize = 1000;
+/// One-time keys of a device that wait: those of an upload, and as many that were here.
+const MAX_KEPT: u64 = 2 * MAX_ONE_TIME_KEYS as u64;
 /// Bytes of a device's identity keys. Real ones have about 600; post-quantum ones may have some thousand.
 const MAX_DEVICE_KEYS: usize = 64 * 1024;
 /// Bytes of a one-time key. Real ones have about 250.
@@ -51,10 +53,7 @@ impl Keys {
             .write("keys.upload", Vec::new(), move |tx| {
                 let (core, user, device) = (core.clone(), user.clone(), device.clone());
                 let upload = Arc::clone(&upload);
-                Box::pin(async move {
-                    upload.put(&core, tx, &user, &device).await?;
-                    Ok(tx.one_time_key_counts(&user, device.as_str()).await?)
-                })
+                Box::pin(async move { upload.put(&core, tx, &user, &device).await })
             })
             .await
     }
@@ -84,16 +83,16 @@ impl CheckedUpload {
         self.identity.is_none() && self.one_time.is_empty() && self.fallback.is_empty()
     }
 
-    /// Stores it.
+    /// Stores it. Gives how many one-time keys wait.
     pub(super) async fn put(
         &self,
         core: &crate::Core,
         tx: &mut Tx,
         user: &OwnedUserId,
         device: &OwnedDeviceId,
-    ) -> Result<(), KeysError> {
+    ) -> Result<KeyCounts, KeysError> {
         self.put_identity(core, tx, user, device).await?;
-        let mut changed = put_one_time_keys(tx, user, device, &self.one_time).await?;
+        let (counts, mut changed) = put_one_time_keys(tx, user, device, &self.one_time).await?;
         for key in &self.fallback {
             changed |= tx.fallback_key_put(user, device.as_str(), key).await?;
         }
@@ -101,7 +100,7 @@ impl CheckedUpload {
             let row = NewRow::new(Fact::OneTimeKeys).user(user.clone());
             tx.log_append(row.reference(device.as_str()));
         }
-        Ok(())
+        Ok(counts)
     }
 
     /// Stores the identity keys alone.
@@ -215,35 +214,19 @@ async fn put_device_keys(
     Ok(())
 }
 
+/// Gives how many keys wait, and whether some are new.
 async fn put_one_time_keys(
     tx: &mut Tx,
     user: &UserId,
     device: &DeviceId,
     keys: &[OneTimeKeyRow],
-) -> Result<bool, KeysError> {
+) -> Result<(KeyCounts, bool), KeysError> {
     if keys.is_empty() {
-        return Ok(false);
+        return Ok((tx.one_time_key_counts(user, device.as_str()).await?, false));
     }
-    let have: BTreeMap<(String, String), String> = tx
-        .one_time_keys_load(user, device.as_str())
-        .await?
-        .into_iter()
-        .map(|key| ((key.algorithm, key.key_id), key.json))
-        .collect();
-    let mut new = Vec::new();
-    for key in keys {
-        match have.get(&(key.algorithm.clone(), key.key_id.clone())) {
-            None => new.push(key.clone()),
-            Some(json) if *json == key.json => {}
-            Some(_) => {
-                let id = format!("{}:{}", key.algorithm, key.key_id);
-                return Err(KeysError::Invalid(format!("One time key {id} already exists")));
-            }
-        }
+    match tx.one_time_keys_put(user, device.as_str(), keys, MAX_KEPT).await? {
+        OneTimeKeysPut::Here(counts, new) => Ok((counts, new)),
+        OneTimeKeysPut::Taken(id) => Err(KeysError::Invalid(format!("One time key {id} already exists"))),
+        OneTimeKeysPut::TooMany => Err(KeysError::TooLarge("this device has too many one-time keys".into())),
     }
-    if have.len() + new.len() > 2 * MAX_ONE_TIME_KEYS {
-        return Err(KeysError::TooLarge("this device has too many one-time keys".into()));
-    }
-    tx.one_time_keys_insert(user, device.as_str(), &new).await?;
-    Ok(!new.is_empty())
 }

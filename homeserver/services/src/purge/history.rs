@@ -43,8 +43,7 @@ impl Purges {
         let Some(last) = batch.last() else {
             return self.turn_page(job, PurgePhase::Rest).await;
         };
-        let sent = |stored: &StoredEvent| i64::try_from(u64::from(stored.event.origin_server_ts.get()));
-        job.progress.cursor = Some((sent(last).unwrap_or(i64::MAX), last.sn));
+        job.progress.cursor = Some((last.event.sent_at(), last.sn));
         let ends: BTreeSet<&OwnedEventId> = row.extremities.iter().map(|(id, _)| id).collect();
         let in_graph =
             batch.iter().filter(|stored| !stored.flags.outlier && !ends.contains(&stored.event.event_id));

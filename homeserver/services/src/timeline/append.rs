@@ -278,6 +278,7 @@ pub(crate) async fn append_create(
         published: false,
         encrypted: false,
         partial: false,
+        newest_ts: 0,
     };
     append_built(core, tx, row, Arc::clone(&event)).await?;
     Ok(event)

@@ -224,6 +224,7 @@ async fn put_joined(
             published: false,
             encrypted: false,
             partial: false,
+            newest_ts: 0,
         },
     };
     partial::mark(core, tx, &mut row, joined).await?;

@@ -215,9 +215,8 @@ async fn answered(
 }
 
 fn remember(tx: &mut Tx, core: &crate::Core, user: &UserId, repeat: &Repeatable, id: &EventId) {
-    tx.transaction_put(repeat.key(user), id.to_string(), core.now());
     // Syncs show the transaction id to the device that sent it, without asking the database.
-    tx.log_note(id, crate::render::sent_as(&repeat.device, &repeat.txn_id));
+    tx.transaction_sent(repeat.key(user), id, core.now());
 }
 
 /// Only members speak.

@@ -8,6 +8,7 @@ mod migrations;
 mod outgoing;
 mod partial;
 mod repeated;
+mod sends;
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;

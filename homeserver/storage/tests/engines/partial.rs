@@ -34,6 +34,7 @@ async fn begin(store: &Store) {
                     published: false,
                     encrypted: false,
                     partial: true,
+                    newest_ts: 0,
                 };
                 tx.room_put(row).await?;
                 let members = [member(user_id!("@me:here")), member(user_id!("@one:there"))];

@@ -43,7 +43,7 @@ pub(super) async fn send_message(api: Api, args: Args<send_message_event::v3::Re
     draft.sticky_ms = sticky(&args.parts)?;
     let repeat = Some(Repeatable {
         device: args.requester.device_or_empty().to_owned(),
-        endpoint: format!("send {} {}", request.room_id, request.event_type),
+        endpoint: waxwing_services::send_endpoint(&request.room_id, &request.event_type.to_string()),
         txn_id: request.txn_id.to_string(),
     });
     let (parts, room) = (&args.parts, &request.room_id);
