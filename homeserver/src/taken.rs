@@ -47,7 +47,11 @@ impl AsyncRead for Taken {
 }
 
 impl AsyncWrite for Taken {
-    fn poll_write(mut self: Pin<&mut Self>, waker: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        waker: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(waker, bytes);
         self.judge(waker, outcome)
     }

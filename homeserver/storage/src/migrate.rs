@@ -44,6 +44,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     91 "0091_signing_keys",
     100 "0100_purges",
     110 "0110_transactions_by_time",
+    140 "0140_outgoing_edus",
     170 "0170_fewer_indexes",
 ];
 
