@@ -162,10 +162,10 @@ async fn requests_signed_again_by_others_are_refused() {
     };
     // In another's name with one's own key.
     let forged = signed("them.test", 3, "us.test");
-    assert!(matches!(verify(&[forged.clone()]).await, Err(AuthError::BadSignature)));
+    assert!(matches!(verify(std::slice::from_ref(&forged)).await, Err(AuthError::BadSignature)));
     // A good request of theirs to somebody else, passed on, and signed over.
     let elsewhere = signed("them.test", 2, "mallory.test");
-    assert!(matches!(verify(&[elsewhere.clone()]).await, Err(AuthError::WrongDestination)));
+    assert!(matches!(verify(std::slice::from_ref(&elsewhere)).await, Err(AuthError::WrongDestination)));
     let patched = elsewhere.replace("mallory.test", "us.test");
     assert!(matches!(verify(&[patched]).await, Err(AuthError::BadSignature)));
     // Two headers that do not agree on who asks.

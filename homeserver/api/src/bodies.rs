@@ -66,7 +66,8 @@ mod tests {
 
     fn body(frames: usize, size: usize) -> Body {
         Body::from_stream(
-            stream::repeat_n(Bytes::from(vec![b'x'; size]), frames).map(Ok::<_, std::io::Error>),
+            stream::iter(std::iter::repeat_n(Bytes::from(vec![b'x'; size]), frames))
+                .map(Ok::<_, std::io::Error>),
         )
     }
 

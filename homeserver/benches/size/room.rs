@@ -258,24 +258,13 @@ impl Home {
         let root = self.root().await;
         let now = self.entries().await;
         for changes in [1, 10, 100] {
-            let other = self.other(&now, changes);
+            let other = with_last_names(&now, changes);
             let (apart, took) = self.difference(root, &other).await;
             assert_eq!(apart, changes);
             println!("states that differ in {changes:<3}{took:>9.2} ms to find what differs, by their trees");
             let (asked, took) = self.resolution(&[now.clone(), other]).await;
             println!("  made one              {took:>10.2} ms, {asked} events of the auth chains looked at");
         }
-    }
-
-    /// The state as it would be had some members kept their last names.
-    fn other(&self, now: &StateMap, changes: usize) -> StateMap {
-        let mut other = now.clone();
-        let members =
-            now.keys().filter(|key| key.0.to_string() == "m.room.member" && key.1.starts_with("@member"));
-        for key in members.take(changes) {
-            other.remove(key);
-        }
-        other
     }
 
     async fn difference(&self, root: NodeId, other: &StateMap) -> (usize, f64) {
@@ -329,4 +318,15 @@ fn user(name: &str) -> OwnedUserId {
 
 fn member(number: usize) -> OwnedUserId {
     user(&format!("member{number}"))
+}
+
+/// The state as it would be had some members kept their last names.
+fn with_last_names(now: &StateMap, changes: usize) -> StateMap {
+    let mut other = now.clone();
+    let members =
+        now.keys().filter(|key| key.0.to_string() == "m.room.member" && key.1.starts_with("@member"));
+    for key in members.take(changes) {
+        other.remove(key);
+    }
+    other
 }

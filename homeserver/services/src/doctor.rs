@@ -164,7 +164,7 @@ async fn members(
     let known: HashMap<String, OwnedEventId> = store
         .read()
         .await?
-        .member_events(&row.room_id)
+        .memberships_in(&row.room_id)
         .await?
         .into_iter()
         .map(|(user, event)| (user.to_string(), event))

@@ -66,7 +66,7 @@ impl Conn {
     }
 
     /// Everybody whose membership of the room is known, and the event that says so.
-    pub async fn member_events(&mut self, room: &RoomId) -> StoreResult<Vec<(OwnedUserId, OwnedEventId)>> {
+    pub async fn memberships_in(&mut self, room: &RoomId) -> StoreResult<Vec<(OwnedUserId, OwnedEventId)>> {
         let found: Vec<(String, String)> =
             on_engine!(self, |c| sqlx::query_as(IN_ROOM).bind(room.as_str()).fetch_all(c).await)?;
         let corrupt = |user: &str| crate::StoreError::corrupt("members", format!("{room} {user}"), "an id");
