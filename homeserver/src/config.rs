@@ -162,6 +162,9 @@ settings! {
         store: Option<String> = None, example r#""s3://bucket/prefix""#;
         /// Bytes that the files of one account may have together; 0: any number.
         user_quota_bytes: u64 = 0;
+        /// A page that says what people can do when their files have no more room: apps show it. The default is the
+        /// front page of `server_name`.
+        user_quota_info: Option<Url> = None, example r#""https://example.org/help/files""#;
         /// Files that are stored while this is on are never served without an access token, as the specification asks.
         /// Off: the older download endpoints serve everything to everyone who knows the address of a file.
         freeze_unauthenticated: bool = true;
@@ -315,6 +318,13 @@ settings! {
         client: Option<Url> = None, example r#""https://matrix.example.org/""#;
         /// What `/.well-known/matrix/server` gives. Unset: the file is not served.
         server: Option<String> = None, example r#""matrix.example.org:443""#;
+        /// A page where people find help: part of `/.well-known/matrix/support`. Without this and both addresses below
+        /// the file is not served.
+        support_page: Option<Url> = None, example r#""https://example.org/help""#;
+        /// Where the administrators are reached by mail.
+        support_email: Option<String> = None, example r#""admin@example.org""#;
+        /// The account of an administrator.
+        support_user: Option<String> = None, example r#""@admin:example.org""#;
     }
 
     /// Calls of several people (MatrixRTC).

@@ -141,6 +141,10 @@ fn settings(config: &Config) -> MediaSettings {
     let media = &config.media;
     MediaSettings {
         user_quota_bytes: Some(media.user_quota_bytes).filter(|bytes| *bytes > 0),
+        user_quota_info: match &media.user_quota_info {
+            Some(page) => page.to_string(),
+            None => format!("https://{}/", config.server_name),
+        },
         freeze_unauthenticated: media.freeze_unauthenticated,
         remote_cache_bytes: media.remote_cache_bytes,
         remote_cache_age: Duration::from_hours(u64::from(media.remote_cache_days) * 24),

@@ -23,6 +23,7 @@ use waxwing_services::delayed::Delayed;
 use waxwing_services::directory::Directory;
 use waxwing_services::federation::{Edus, Federation, FederationSettings, Outgoing};
 use waxwing_services::filters::Filters;
+use waxwing_services::guests::Guests;
 use waxwing_services::housekeeping::Housekeeping;
 use waxwing_services::keys::Keys;
 use waxwing_services::mail::Mailer;
@@ -282,6 +283,9 @@ fn well_known(config: &Config) -> WellKnown {
     WellKnown {
         client: client.map(|url| url.as_str().trim_end_matches('/').to_owned()),
         server: config.well_known.server.clone(),
+        support_page: config.well_known.support_page.as_ref().map(ToString::to_string),
+        support_email: config.well_known.support_email.clone(),
+        support_user: config.well_known.support_user.clone(),
         livekit_service_urls: config
             .rtc
             .livekit_service_urls
@@ -333,6 +337,7 @@ fn run_beside(
     housekeeping: Housekeeping,
     feeds: Feeds,
     delayed: Delayed,
+    guests: Guests,
     purges: Purges,
     push: Option<Push>,
     federation: Option<Federation>,
@@ -341,6 +346,7 @@ fn run_beside(
         key,
         tokio::spawn(write_seen(accounts, stop.clone())),
         tokio::spawn(housekeeping.run(stop.clone())),
+        tokio::spawn(guests.run(stop.clone())),
     ];
     let told = stop.clone();
     tasks.push(tokio::spawn(async move { feeds.run(told).await }));
@@ -385,6 +391,7 @@ impl App {
         let profiles = Profiles::new(core.clone(), timeline.clone(), client.clone());
         let media = crate::media::service(config, &core, client.clone())?;
         let delayed = Delayed::new(core.clone(), timeline.clone());
+        let guests = Guests::new(core.clone(), timeline.clone());
         let purges = Purges::new(core.clone(), timeline.clone(), purge_settings(config));
         let reader = RoomReader::new(core.clone(), history, client.clone());
         let directory = Directory::new(core.clone(), timeline.clone(), client.clone());
@@ -428,7 +435,8 @@ impl App {
             backups: Backups::new(core.clone()),
         });
         let client = waxwing_api::client_router(api.clone());
-        let tasks = run_beside(&stop, key, accounts, housekeeping, feeds, delayed, purges, push, federation);
+        let tasks =
+            run_beside(&stop, key, accounts, housekeeping, feeds, delayed, guests, purges, push, federation);
         let federation = waxwing_api::federation_router(api);
         Ok(App { client, federation, first_token, tasks, core })
     }

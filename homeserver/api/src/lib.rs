@@ -5,6 +5,7 @@
 
 mod access;
 mod client;
+mod drain;
 mod error;
 mod extract;
 mod federation;

@@ -1,6 +1,7 @@
 //! Registers endpoints at all paths that ruma knows for them.
 
 use crate::access::{Rules, rules};
+use crate::drain::drain;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
 use crate::observe::observe;
@@ -289,6 +290,7 @@ pub(crate) fn finish(router: Router<Api>, api: Api) -> Router {
                 "The endpoint does not know this method",
             )
         })
+        .layer(axum::middleware::from_fn(drain))
         .layer(axum::middleware::from_fn(observe))
         .layer(CompressionLayer::new().gzip(true).compress_when(SizeAbove::new(COMPRESS_ABOVE).and(json)))
         .with_state(api)

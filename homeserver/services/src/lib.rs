@@ -17,6 +17,7 @@ pub mod federation;
 pub mod filters;
 mod flights;
 pub mod folds;
+pub mod guests;
 pub mod housekeeping;
 pub mod invite_permission;
 pub mod keys;

@@ -90,11 +90,28 @@ pub async fn render(
         .collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let loaded = core.store.events(&wanted).await?;
+    let loaded = without_erased(core, viewer, core.store.events(&wanted).await?).await?;
     let bundles =
         if shown.relations { Bundles::load(core, viewer, events).await? } else { Bundles::default() };
     let rendering = Rendering { core, viewer, shown, loaded, transactions, bundles };
     Ok(events.iter().zip(&before).map(|(stored, before)| rendering.one(stored, before)).collect())
+}
+
+/// What goes into `unsigned` of others' events is shown as it would be by itself.
+async fn without_erased(
+    core: &Core,
+    viewer: &Viewer,
+    mut loaded: HashMap<OwnedEventId, Arc<StoredEvent>>,
+) -> StoreResult<HashMap<OwnedEventId, Arc<StoredEvent>>> {
+    let senders = loaded.values().map(|stored| &*stored.event.sender);
+    let erased = core.store.erased_among(senders).await?;
+    if !erased.is_empty() {
+        let theirs = loaded.values().filter(|stored| erased.contains(&stored.event.sender)).cloned();
+        for shown in crate::erasure::conceal(core, &viewer.user, theirs.collect()).await? {
+            loaded.insert(shown.event.event_id.clone(), shown);
+        }
+    }
+    Ok(loaded)
 }
 
 /// Shows one event.

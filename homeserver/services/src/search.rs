@@ -150,7 +150,7 @@ impl Search {
         let page: Vec<_> = matched.into_iter().skip(offset).take(limit).collect();
         let events: Vec<_> = page.iter().map(|(_, stored)| Arc::clone(stored)).collect();
         let shown = render(&self.core, viewer, &events, Shown::EVERYWHERE).await?;
-        let next = (page.len() == limit).then(|| (offset + limit).to_string());
+        let next = (count > offset.saturating_add(limit)).then(|| (offset + limit).to_string());
         let mut hits = Vec::with_capacity(page.len());
         for ((rank, stored), shown) in page.into_iter().zip(shown) {
             let around = match query.around {
@@ -217,8 +217,15 @@ impl Search {
         };
         let start = before.last().map_or(stored.sn, |first| first.sn);
         let end = after.last().map_or(stored.sn, |last| last.sn);
-        let before = visible_events(&self.core, &viewer.user, room, before).await?;
-        let after = visible_events(&self.core, &viewer.user, room, after).await?;
+        let ignored = ignored_users(&self.core, &viewer.user).await?;
+        let heard = |events: Vec<Arc<StoredEvent>>| {
+            let heard = |other: &Arc<StoredEvent>| {
+                other.event.is_state() || !ignored.contains(&other.event.sender)
+            };
+            events.into_iter().filter(heard).collect::<Vec<_>>()
+        };
+        let before = visible_events(&self.core, &viewer.user, room, heard(before)).await?;
+        let after = visible_events(&self.core, &viewer.user, room, heard(after)).await?;
         let profiles = if around.profiles {
             let around = before.iter().chain(&after).map(|other| other.event.sender.clone());
             self.profiles(room, around.chain([stored.event.sender.clone()]).collect()).await?

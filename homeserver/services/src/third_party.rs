@@ -219,7 +219,15 @@ impl ThirdParty {
             },
         });
         let event = raw(&event)?;
-        Ok(client.exchange_third_party_invite(sender.server_name(), room, &event).await?)
+        let exchanged = client.exchange_third_party_invite(sender.server_name(), room, &event).await;
+        exchanged.map_err(|error| match error {
+            // The inviter's server judges what the identity server has signed.
+            ClientError::Refused(refusal) if refusal.errcode.starts_with("M_") => {
+                let (status, errcode) = (refusal.status.as_u16(), refusal.errcode);
+                TimelineError::Remote { status, errcode, error: refusal.error }.into()
+            }
+            other => other.into(),
+        })
     }
 
     /// Invites the user who has the address of an invitation that `sender`, a user of ours, made.

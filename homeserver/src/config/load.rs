@@ -153,7 +153,8 @@ fn value(text: &str, kind: Kind) -> Result<Value, &'static str> {
     match kind {
         Kind::Text => Ok(Value::from(text)),
         Kind::Scalar => toml().ok_or("neither a number nor true or false"),
-        Kind::List if !text.trim_start().starts_with('[') => Ok(Value::from(text)),
+        Kind::List if text.trim().is_empty() => Ok(Value::from(Vec::<String>::new())),
+        Kind::List if !text.trim_start().starts_with('[') => Ok(Value::from(vec![text.trim().to_owned()])),
         Kind::List => toml().ok_or("not a TOML array"),
         Kind::Table | Kind::Section => toml().ok_or("not a TOML inline table"),
     }

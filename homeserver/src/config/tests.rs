@@ -57,6 +57,7 @@ fn variables_are_text_numbers_lists_and_tables() {
             ("WAXWING_LISTEN__CLIENT", r#"["127.0.0.1:1", "[::1]:1"]"#),
             ("WAXWING_LISTEN__FEDERATION", "127.0.0.1:2"),
             ("WAXWING_LISTEN__METRICS", ""),
+            ("WAXWING_URL_PREVIEWS__DENIED_HOSTS", " intranet.example"),
             ("WAXWING_FEDERATION__HOSTS", r#"{ "b.example" = "127.0.0.1:3" }"#),
             ("WAXWING_FEDERATION__HOSTS__C.EXAMPLE:8448", "127.0.0.1:4"),
             ("WAXWING_TEST_POSTGRES", "not a setting"),
@@ -71,6 +72,7 @@ fn variables_are_text_numbers_lists_and_tables() {
     assert_eq!(config.listen.client.iter().count(), 2);
     assert_eq!(config.listen.federation.iter().collect::<Vec<_>>(), ["127.0.0.1:2"]);
     assert!(config.listen.metrics.is_empty());
+    assert_eq!(config.url_previews.denied_hosts, ["intranet.example"]);
     assert_eq!(config.federation.hosts["c.example:8448"], "127.0.0.1:4");
 }
 

@@ -29,6 +29,8 @@ statements! {
     SHARING_SERVERS = "SELECT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.membership = 'join'";
     MUTUAL = "SELECT a.room_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.user_id = $2 AND b.membership = 'join' ORDER BY a.room_id";
     MEMBER_PROFILE = "SELECT field, value FROM profiles WHERE user_id = $1 AND field IN ('displayname', 'avatar_url')";
+    GUESTS = "SELECT m.room_id, m.user_id FROM users u JOIN members m ON m.user_id = u.user_id WHERE u.guest AND m.membership = 'join' AND m.local";
+    GUESTS_OF_ROOM = "SELECT m.user_id FROM members m JOIN users u ON u.user_id = m.user_id WHERE m.room_id = $1 AND m.membership = 'join' AND m.local AND u.guest";
     ALL_LOCAL_JOINED = "SELECT room_id, user_id FROM members WHERE local AND membership = 'join'";
 }
 
@@ -243,6 +245,26 @@ impl Conn {
             .into_iter()
             .filter_map(|(room, user)| Some((room.try_into().ok()?, user.try_into().ok()?)))
             .collect())
+    }
+}
+
+impl Conn {
+    /// All guests of this server that are joined to a room, with the room.
+    pub async fn guests_joined(&mut self) -> StoreResult<Vec<(OwnedRoomId, OwnedUserId)>> {
+        let found: Vec<(String, String)> =
+            on_engine!(self, |c| sqlx::query_as(GUESTS).fetch_all(c).await)?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(room, user)| Some((room.try_into().ok()?, user.try_into().ok()?)))
+            .collect())
+    }
+
+    /// The guests of this server that are joined to `room`.
+    pub async fn guests_joined_to(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedUserId>> {
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(GUESTS_OF_ROOM)
+            .bind(room.as_str())
+            .fetch_all(c)
+            .await)?))
     }
 }
 

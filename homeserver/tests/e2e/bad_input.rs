@@ -101,6 +101,32 @@ async fn bodies_and_events_that_are_too_large() {
     assert!(matches!(answer.status.as_u16(), 400 | 413), "{} {}", answer.status, answer.body);
 }
 
+/// Who is refused before the whole body was sent is told so, and not cut off: each time, also where many send at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_reach_those_who_still_send() {
+    const LARGE: usize = 18_000_000;
+    let site = site().await;
+    let (alice, room) = alice_and_room(&site).await;
+    let nobody = Raw::nobody(&site.url);
+    let stranger = alice.with_token("nonsense");
+    let refused: [(&Raw, Method, String, u16, &str); 7] = [
+        (&nobody, Method::POST, "/_matrix/client/v3/login".to_owned(), 413, "M_TOO_LARGE"),
+        (&nobody, Method::POST, "/_matrix/client/v3/keys/upload".to_owned(), 401, "M_MISSING_TOKEN"),
+        (&stranger, Method::POST, "/_matrix/media/v3/upload".to_owned(), 401, "M_UNKNOWN_TOKEN"),
+        (&alice, Method::PUT, "/_matrix/media/v3/upload/localhost/nothing".to_owned(), 404, "M_NOT_FOUND"),
+        (&alice, Method::PUT, format!("/_matrix/client/v3/rooms/{room}/send/m.x/1"), 413, "M_TOO_LARGE"),
+        (&alice, Method::POST, "/_matrix/client/v3/nothing".to_owned(), 404, "M_UNRECOGNIZED"),
+        (&alice, Method::PATCH, "/_matrix/client/v3/sync".to_owned(), 405, "M_UNRECOGNIZED"),
+    ];
+    for (who, method, path, status, code) in refused {
+        let one = || async { who.send(method.clone(), &path, vec![b' '; LARGE]).await };
+        let (first, second, third) = tokio::join!(one(), one(), one());
+        for answer in [first, second, third] {
+            answer.refused(status, code);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uploads_beyond_the_limit() {
     let settings = ["media.max_upload_bytes=100000".to_owned()];

@@ -50,6 +50,84 @@ async fn every_operation_answers_as_documented() {
     check(&rows);
 }
 
+/// Features that clients look for, with an operation that they then call, or none where it is a parameter, a field or an
+/// event, which other tests look at.
+const FEATURES: &[(&str, &str)] = &[
+    ("com.beeper.msc4169", ""),
+    ("fi.mau.msc2659.stable", "POST /_matrix/client/v1/appservice/a/ping"),
+    ("io.element.e2ee_forced.private", ""),
+    ("io.element.e2ee_forced.public", ""),
+    ("io.element.e2ee_forced.trusted_private", ""),
+    ("org.matrix.e2e_cross_signing", "POST /_matrix/client/v3/keys/device_signing/upload"),
+    ("org.matrix.msc2285.stable", "POST /_matrix/client/v3/rooms/!r/receipt/m.read.private/$e"),
+    ("org.matrix.msc3030", "GET /_matrix/client/v1/rooms/!r/timestamp_to_event"),
+    ("org.matrix.msc3391", "DELETE /_matrix/client/unstable/org.matrix.msc3391/user/@a:b/account_data/a"),
+    ("org.matrix.msc3440.stable", "GET /_matrix/client/v1/rooms/!r/threads"),
+    ("org.matrix.msc3771", ""),
+    ("org.matrix.msc3773", ""),
+    ("org.matrix.msc3814", "GET /_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"),
+    ("org.matrix.msc3827.stable", "POST /_matrix/client/v3/publicRooms"),
+    ("org.matrix.msc3874", ""),
+    ("org.matrix.msc3881", ""),
+    ("org.matrix.msc3882", "POST /_matrix/client/v1/login/get_token"),
+    ("org.matrix.msc3890", ""),
+    ("org.matrix.msc3912", ""),
+    ("org.matrix.msc3916.stable", "GET /_matrix/client/v1/media/config"),
+    ("org.matrix.msc3981", "GET /_matrix/client/v1/rooms/!r/relations/$e"),
+    ("org.matrix.msc4108", "POST /_matrix/client/unstable/org.matrix.msc4108/rendezvous"),
+    ("org.matrix.msc4140", "GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events"),
+    ("org.matrix.msc4143", "GET /_matrix/client/unstable/org.matrix.msc4143/rtc/transports"),
+    ("org.matrix.msc4151", "POST /_matrix/client/v3/rooms/!r/report"),
+    ("org.matrix.msc4155", ""),
+    ("org.matrix.msc4222", ""),
+    ("org.matrix.msc4306", "GET /_matrix/client/unstable/io.element.msc4308/thread_subscriptions"),
+    ("org.matrix.msc4354", ""),
+    ("org.matrix.msc4380.stable", ""),
+    ("org.matrix.simplified_msc3575", "POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync"),
+    ("uk.half-shot.msc2666.query_mutual_rooms", "GET /_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"),
+    ("uk.half-shot.msc2666.query_mutual_rooms.stable", "GET /_matrix/client/v1/mutual_rooms"),
+    ("uk.tcpip.msc4133", "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/@a:b/m.tz"),
+    ("uk.tcpip.msc4133.stable", "GET /_matrix/client/v3/profile/@a:b/m.tz"),
+    ("uk.timedout.msc4323", "GET /_matrix/client/unstable/uk.timedout.msc4323/admin/lock/@a:b"),
+];
+
+/// Every version up to the newest, and of the features exactly those that are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_says_that_it_has_is_there() {
+    let mut site = Site::start(Shape::Sqlite).await.unwrap();
+    let alice = Raw::register(&site.url, "alice").await;
+    let said = Raw::nobody(&site.url).get("/_matrix/client/versions").await.fine();
+    let versions: Vec<&str> = said["versions"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
+    for minor in 1..=19 {
+        assert!(versions.contains(&&*format!("v1.{minor}")), "v1.{minor}");
+    }
+    assert!(versions.contains(&"r0.6.1") && !versions.contains(&"v1.20"), "{versions:?}");
+    let features = said["unstable_features"].as_object().unwrap();
+    let named: Vec<&str> = features.keys().map(String::as_str).collect();
+    let mut known: Vec<&str> = FEATURES.iter().map(|(name, _)| *name).collect();
+    known.sort_unstable();
+    let mut sorted = named.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, known);
+    assert!(features.values().all(|value| *value == json!(true)), "{features:?}");
+    for (name, operation) in FEATURES {
+        let Some((method, path)) = operation.split_once(' ') else { continue };
+        let answer = alice.send(method.parse().unwrap(), path, "{}").await;
+        assert_ne!(answer.code(), "M_UNRECOGNIZED", "{name}: {operation}");
+        assert!(answer.status.as_u16() < 500, "{name}: {operation}: {}", answer.body);
+    }
+    let support = "/.well-known/matrix/support";
+    alice.get(support).await.refused(404, "M_NOT_FOUND");
+    let node = &mut site.nodes[0];
+    node.stop().await;
+    node.set("well_known.support_email=help@example.org".to_owned());
+    node.set("well_known.support_page=https://example.org/help".to_owned());
+    node.start().await;
+    let contact = json!([{"role": "m.role.admin", "email_address": "help@example.org"}]);
+    let shown = json!({"contacts": contact, "support_page": "https://example.org/help"});
+    assert_eq!(Raw::nobody(&site.url).get(support).await.fine(), shown);
+}
+
 /// What must hold of every operation, whatever the document says.
 fn check(rows: &[Row]) {
     for row in rows.iter().filter(|row| row.served) {

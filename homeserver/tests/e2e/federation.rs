@@ -28,7 +28,7 @@ impl Federation {
     /// Each server with settings of its own.
     pub async fn start_with(more: [&[&str]; 2]) -> Federation {
         let folder = tempfile::tempdir().unwrap();
-        write_certificates(folder.path());
+        write_certificates_for(folder.path(), &[NAMES[0], NAMES[1], "localhost"]);
         let at = |file: String| folder.path().join(file).display().to_string();
         let mut nodes = NAMES.map(|name| {
             let settings = [
@@ -52,6 +52,11 @@ impl Federation {
             node.start().await;
         }
         Federation { nodes, folder }
+    }
+
+    /// Where the certificates are: each server's, one of `localhost`, and the authority's.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A person at each server.

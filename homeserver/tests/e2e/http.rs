@@ -107,7 +107,7 @@ impl Raw {
     }
 
     /// With headers of the caller's making, none where the client
-    /// library itself refuses to send them. Tried again where the server hung up over a body that it did not read.
+    /// library itself refuses to send them.
     pub async fn send_with(
         &self,
         method: Method,
@@ -115,27 +115,21 @@ impl Raw {
         headers: &[(&str, &[u8])],
         body: impl Into<Vec<u8>>,
     ) -> Option<(Answer, reqwest::header::HeaderMap)> {
-        const TRIES: usize = 3;
-        let body = body.into();
-        let mut failed = None;
-        for _ in 0..TRIES {
-            let url = format!("{}{path}", self.base);
-            let mut request = self.client.request(method.clone(), url).body(body.clone());
-            if !self.token.is_empty() {
-                request = request.bearer_auth(&self.token);
-            }
-            for (name, value) in headers {
-                request = request.header(*name, reqwest::header::HeaderValue::from_bytes(value).ok()?);
-            }
-            match self.client.execute(request.build().ok()?).await {
-                Ok(response) => {
-                    let headers = response.headers().clone();
-                    return Some((Answer::of(response).await, headers));
-                }
-                Err(error) => failed = Some(error),
-            }
+        let url = format!("{}{path}", self.base);
+        let mut request = self.client.request(method.clone(), url).body(body.into());
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
         }
-        panic!("{method} {path}: {failed:?}");
+        for (name, value) in headers {
+            request = request.header(*name, reqwest::header::HeaderValue::from_bytes(value).ok()?);
+        }
+        match self.client.execute(request.build().ok()?).await {
+            Ok(response) => {
+                let headers = response.headers().clone();
+                Some((Answer::of(response).await, headers))
+            }
+            Err(error) => panic!("{method} {path}: {error:?}"),
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -344,7 +344,113 @@ async fn secrets_are_kept_as_they_came(mut site: Site) {
     assert!(entries.iter().all(|(kind, _)| told.contains(*kind)), "{told:?}");
 }
 
+/// One-time keys go in the order in which they came, each once, however many ask whichever node at the same time; then the
+/// fallback key, as often as it takes.
+async fn one_time_keys_are_claimed_once_by_many(site: Site) {
+    const KEYS: usize = 24;
+    let alice = Raw::register(&site.url, "alice").await;
+    let bob = Raw::register(&site.url, "bob").await;
+    let (phone, device) = login(&alice).await;
+    let key = |name: String| (format!("signed_curve25519:{name}"), json!({"key": name, "signatures": {}}));
+    let upload = async |field: &str, keys: Vec<(String, Value)>| {
+        let keys: serde_json::Map<String, Value> = keys.into_iter().collect();
+        phone.post("/_matrix/client/v3/keys/upload", json!({ field: keys })).await.fine()
+    };
+    // Later ones have names that come before: it is not by name.
+    for number in 0..3 {
+        upload("one_time_keys", vec![key(format!("Z{}", 9 - number))]).await;
+    }
+    let many = (0..KEYS).map(|number| key(format!("A{number:02}"))).collect();
+    let counts = upload("one_time_keys", many).await;
+    assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], KEYS + 3, "{counts}");
+    upload("fallback_keys", vec![key("F".to_owned())]).await;
+    let claim = json!({"one_time_keys": {&alice.user: {&device: "signed_curve25519"}}});
+    let claimed = async |who: Raw| {
+        let answer = who.post("/_matrix/client/v3/keys/claim", claim.clone()).await.fine();
+        let keys = answer["one_time_keys"][&alice.user][&device].as_object().unwrap().clone();
+        assert_eq!(keys.len(), 1, "{answer}");
+        keys.into_iter().next().unwrap().0
+    };
+    for number in 0..3 {
+        assert_eq!(claimed(bob.clone()).await, format!("signed_curve25519:Z{}", 9 - number));
+    }
+    let unused = |sync: &Value| sync["device_unused_fallback_key_types"].clone();
+    let before = sync(&phone, None, 0).await.fine();
+    assert_eq!(unused(&before), json!(["signed_curve25519"]), "{before}");
+    let nodes: Vec<Raw> = site.nodes.iter().map(|node| bob.at(&node.client_url())).collect();
+    let asked = (0..KEYS).map(|number| claimed(nodes[number % nodes.len()].clone()));
+    let all = futures_util::future::join_all(asked).await;
+    let different: BTreeSet<&String> = all.iter().collect();
+    assert_eq!(different.len(), KEYS, "{all:?}");
+    assert!(!all.iter().any(|id| id.ends_with(":F")), "{all:?}");
+    let after = sync(&phone, Some(&next(&before)), 0).await.fine();
+    assert_eq!(after["device_one_time_keys_count"]["signed_curve25519"], 0, "{after}");
+    assert_eq!(unused(&after), json!(["signed_curve25519"]), "{after}");
+    let asked = (0..4).map(|number| claimed(nodes[number % nodes.len()].clone()));
+    let all = futures_util::future::join_all(asked).await;
+    assert!(all.iter().all(|id| id == "signed_curve25519:F"), "{all:?}");
+    let after = sync(&phone, Some(&next(&after)), 0).await.fine();
+    assert_eq!(unused(&after), json!([]), "{after}");
+    upload("fallback_keys", vec![key("G".to_owned())]).await;
+    let after = sync(&phone, Some(&next(&after)), 0).await.fine();
+    assert_eq!(unused(&after), json!(["signed_curve25519"]), "{after}");
+}
+
+/// Who shares no room any more is `left`, once, and whoever still shares one is not.
+async fn device_lists_tell_exactly_who_is_shared_with(site: Site) {
+    let alice = Raw::register(&site.url, "alice").await;
+    let bob = Raw::register(&site.url, "bob").await;
+    let carol = Raw::register(&site.url, "carol").await;
+    let join = async |who: &Raw, room: &str| {
+        who.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
+    };
+    let leave = async |who: &Raw, room: &str| {
+        who.post(&format!("/_matrix/client/v3/rooms/{room}/leave"), json!({})).await.fine();
+    };
+    let first = alice.create_room(json!({"preset": "public_chat"})).await;
+    let second = alice.create_room(json!({"preset": "public_chat"})).await;
+    let mut since = next(&sync(&alice, None, 0).await.fine());
+    let mut lists = async |changed: &[&Raw], left: &[&Raw], what: &str| {
+        let body = sync(&alice, Some(&since), 0).await.fine();
+        let users = |list: &Value| -> BTreeSet<String> {
+            let list = list.as_array().cloned().unwrap_or_default();
+            list.iter().map(|user| user.as_str().unwrap().to_owned()).collect()
+        };
+        let wanted = |users: &[&Raw]| users.iter().map(|raw| raw.user.clone()).collect::<BTreeSet<_>>();
+        let got = &body["device_lists"];
+        assert_eq!(users(&got["changed"]), wanted(changed), "{what}: {got}");
+        assert_eq!(users(&got["left"]), wanted(left), "{what}: {got}");
+        let path = format!("/_matrix/client/v3/keys/changes?from={since}&to={}", next(&body));
+        let same = alice.get(&path).await.fine();
+        assert_eq!(users(&same["changed"]), wanted(changed), "{what}: {same}");
+        assert_eq!(users(&same["left"]), wanted(left), "{what}: {same}");
+        since = next(&body);
+    };
+    join(&bob, &first).await;
+    lists(&[&bob], &[], "bob is new").await;
+    join(&bob, &second).await;
+    join(&carol, &second).await;
+    lists(&[&carol], &[], "only carol is new").await;
+    leave(&bob, &first).await;
+    lists(&[], &[], "bob is in the second room").await;
+    leave(&bob, &second).await;
+    lists(&[], &[&bob], "bob is in none").await;
+    join(&bob, &first).await;
+    leave(&carol, &second).await;
+    join(&carol, &first).await;
+    lists(&[&bob, &carol], &[], "bob is back, carol went and came").await;
+    // A device of somebody else's that comes or goes is a change for whoever shares a room.
+    let (phone, _) = login(&bob).await;
+    lists(&[&bob], &[], "bob has another device").await;
+    leave(&carol, &first).await;
+    phone.post("/_matrix/client/v3/logout", json!({})).await.fine();
+    login(&carol).await;
+    lists(&[&bob], &[&carol], "carol's device is not told any more").await;
+}
+
 in_each_shape! {
+    one_time_keys_are_claimed_once_by_many,
+    device_lists_tell_exactly_who_is_shared_with,
     a_token_of_another_session_drops_nothing,
     messages_survive_lost_answers_restarts_and_lost_hints,
     a_dehydrated_device_receives_until_it_is_woken_up,

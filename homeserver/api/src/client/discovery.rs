@@ -57,6 +57,9 @@ const FEATURES: &[&str] = &[
     "uk.timedout.msc4323",
 ];
 
+/// Ways of making a room, as Element's clients name them when they ask whether it will be encrypted.
+const PRESETS: &[&str] = &["private", "public", "trusted_private"];
+
 /// Where others find this server, from the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct WellKnown {
@@ -64,6 +67,12 @@ pub struct WellKnown {
     pub client: Option<String>,
     /// The server that speaks federation, with its port.
     pub server: Option<String>,
+    /// A page where people find help.
+    pub support_page: Option<String>,
+    /// Where the administrators are reached by mail.
+    pub support_email: Option<String>,
+    /// The account of an administrator.
+    pub support_user: Option<String>,
     /// The authorisation services of LiveKit servers.
     pub livekit_service_urls: Vec<String>,
 }
@@ -98,6 +107,11 @@ pub(super) async fn versions(
     response.unstable_features = FEATURES.iter().map(|feature| ((*feature).to_owned(), true)).collect();
     if api.core.settings.push.encrypted_events {
         response.unstable_features.insert("org.matrix.msc4028".to_owned(), true);
+    }
+    if !api.core.settings.plaintext.accept {
+        // So that clients do not offer what would be refused: each room is encrypted from its first event.
+        let forced = PRESETS.iter().map(|preset| (format!("io.element.e2ee_forced.{preset}"), true));
+        response.unstable_features.extend(forced);
     }
     Ok(response)
 }
@@ -147,7 +161,20 @@ pub(super) async fn well_known_server(State(api): State<Api>) -> ApiResult<Json<
     Ok(Json(json!({ "m.server": server })))
 }
 
-/// `GET /.well-known/matrix/support`: no contact is configured.
-pub(super) async fn well_known_support() -> ApiError {
-    ApiError::not_found("No contact is published")
+/// `GET /.well-known/matrix/support`: <https://spec.matrix.org/v1.19/client-server-api/#getwell-knownmatrixsupport>
+pub(super) async fn well_known_support(State(api): State<Api>) -> ApiResult<Json<Value>> {
+    let known = &api.well_known;
+    let mut contact = Map::new();
+    contact.extend(known.support_email.iter().map(|mail| ("email_address".to_owned(), json!(mail))));
+    contact.extend(known.support_user.iter().map(|user| ("matrix_id".to_owned(), json!(user))));
+    let mut document = Map::new();
+    if !contact.is_empty() {
+        contact.insert("role".to_owned(), json!("m.role.admin"));
+        document.insert("contacts".to_owned(), json!([contact]));
+    }
+    document.extend(known.support_page.iter().map(|page| ("support_page".to_owned(), json!(page))));
+    if document.is_empty() {
+        return Err(ApiError::not_found("No contact is published"));
+    }
+    Ok(Json(document.into()))
 }

@@ -67,6 +67,8 @@ const REFERENCE: &str = "media";
 pub struct MediaSettings {
     /// Bytes that one user may have stored; none: as many as there is room for.
     pub user_quota_bytes: Option<u64>,
+    /// The address of a page that says what a user without room left can do.
+    pub user_quota_info: String,
     /// What is stored from now on is served to nobody without a token.
     pub freeze_unauthenticated: bool,
     /// Bytes of other servers' files that are kept.
@@ -79,6 +81,7 @@ impl Default for MediaSettings {
     fn default() -> MediaSettings {
         MediaSettings {
             user_quota_bytes: None,
+            user_quota_info: String::new(),
             freeze_unauthenticated: true,
             remote_cache_bytes: 10 << 30,
             remote_cache_age: Duration::from_hours(90 * 24),
@@ -113,9 +116,14 @@ pub enum MediaError {
     /// Larger than this server takes.
     #[error("larger than {0} bytes")]
     TooLarge(u64),
-    /// It does not fit into what the user may store, this many bytes.
-    #[error("you may store {0} bytes")]
-    OverQuota(u64),
+    /// It does not fit into what the user may store.
+    #[error("you may store {bytes} bytes")]
+    OverQuota {
+        /// This many bytes.
+        bytes: u64,
+        /// The address of a page that says what can be done.
+        info: String,
+    },
     /// The file of another server is larger than this server takes.
     #[error("remote media is larger than {0} bytes")]
     RemoteTooLarge(u64),

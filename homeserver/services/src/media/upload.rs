@@ -157,7 +157,7 @@ impl Media {
         let most = self.max_upload_bytes();
         let (room, quota) = self.room_for(&upload.user).await?;
         let too_large =
-            || if room < most { MediaError::OverQuota(quota) } else { MediaError::TooLarge(most) };
+            || if room < most { self.over_quota(quota) } else { MediaError::TooLarge(most) };
         let limit = room.min(most);
         if upload.length.is_some_and(|length| length > limit) {
             return Err(if upload.length > Some(most) { MediaError::TooLarge(most) } else { too_large() });
@@ -178,7 +178,11 @@ impl Media {
         let Some(quota) = self.shared.settings.user_quota_bytes else { return Ok((u64::MAX, u64::MAX)) };
         let used = self.core.store.read().await?.media_used(user).await?;
         let room = quota.saturating_sub(u64::try_from(used).unwrap_or_default());
-        if room == 0 { Err(MediaError::OverQuota(quota)) } else { Ok((room, quota)) }
+        if room == 0 { Err(self.over_quota(quota)) } else { Ok((room, quota)) }
+    }
+
+    fn over_quota(&self, bytes: u64) -> MediaError {
+        MediaError::OverQuota { bytes, info: self.shared.settings.user_quota_info.clone() }
     }
 
     async fn may_upload(&self, user: &UserId, id: &str) -> Result<(), MediaError> {

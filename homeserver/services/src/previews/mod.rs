@@ -4,6 +4,7 @@
 //! encrypted messages, which is why it is off where plaintext is refused unless it was switched on.
 
 mod entities;
+mod oembed;
 mod page;
 mod web;
 
@@ -13,6 +14,7 @@ use crate::Core;
 use crate::flights::Flights;
 use crate::media::{Media, dimensions};
 use moka::sync::Cache;
+use oembed::Embed;
 use page::Page;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -27,6 +29,8 @@ use web::{Answer, WebError};
 const MAX_PAGE: usize = 1 << 20;
 /// Bytes of a picture: held in memory, and shown small.
 const MAX_PICTURE: usize = 8 << 20;
+/// Bytes of what a site says for those who embed a page.
+const MAX_EMBED: usize = 256 * 1024;
 /// Pictures of a page that are tried until one can be had.
 const MAX_TRIED: usize = 3;
 /// Pages that are read at once.
@@ -43,6 +47,7 @@ const FAILURES: u64 = 10_000;
 const CHARSET_WITHIN: usize = 2048;
 /// What is asked for.
 const PAGES: &str = "text/html,application/xhtml+xml;q=0.9,image/*;q=0.8,*/*;q=0.1";
+const EMBEDS: &str = "application/json+oembed,application/json;q=0.9";
 const PICTURES: &str = "image/png,image/jpeg,image/webp,image/gif;q=0.9,image/*;q=0.1";
 
 /// Why there is no preview.
@@ -206,7 +211,13 @@ impl Shared {
         let (body, _) = answer.read(MAX_PAGE).await?;
         // A megabyte is decoded and looked through in some milliseconds.
         let page = tokio::task::spawn_blocking(move || Page::read(&text(&body, &content_type)));
-        let page = page.await.map_err(|error| Seen::Failed(error.to_string()))?;
+        let mut page = page.await.map_err(|error| Seen::Failed(error.to_string()))?;
+        let more = page.oembed.take().filter(|_| page.lacks_something());
+        let embed = match more.and_then(|address| base.join(&address).ok()) {
+            Some(url) => embed(web, url).await,
+            None => Embed::default(),
+        };
+        page.settle(embed);
         let mut properties: Map<String, Value> = page
             .properties
             .into_iter()
@@ -254,6 +265,16 @@ impl Shared {
         properties.insert("og:image:height".to_owned(), json!(height));
         properties.insert("matrix:image:size".to_owned(), json!(size));
         Ok(Some(id))
+    }
+}
+
+/// What a site says of a page where the page points to. It is a help: where it cannot be had, nothing is said.
+async fn embed(web: &Web, url: Url) -> Embed {
+    let Ok(answer) = web.get(url, EMBEDS).await else { return Embed::default() };
+    let base = answer.url.clone();
+    match answer.read(MAX_EMBED).await {
+        Ok((body, true)) => Embed::read(&body, &base),
+        Ok((_, false)) | Err(_) => Embed::default(),
     }
 }
 

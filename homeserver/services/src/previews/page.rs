@@ -3,12 +3,15 @@
 //! <https://ogp.me/>
 
 use super::entities::decode;
+use super::oembed::Embed;
 use std::collections::BTreeMap;
 
 /// Properties that are kept.
 const MAX_PROPERTIES: usize = 60;
 /// Letters of one value that are kept.
 const MAX_VALUE: usize = 1000;
+/// Letters of an address in which another is written.
+const MAX_ADDRESS: usize = 3000;
 /// Letters of the text that stands in for a description.
 const MAX_SUMMARY: usize = 300;
 /// Attributes of one element that are looked at.
@@ -25,6 +28,8 @@ pub(super) struct Page {
     pub properties: BTreeMap<String, String>,
     /// Addresses of pictures, the best first; as they are written, so relative to the page.
     pub pictures: Vec<String>,
+    /// Where the site says more, for who embeds the page; as it is written.
+    pub oembed: Option<String>,
     title: Option<String>,
     heading: Option<String>,
     summary: String,
@@ -40,7 +45,7 @@ enum Collecting {
 }
 
 impl Page {
-    /// Reads a page, or the beginning of one.
+    /// Reads a page, or the beginning of one. What it says beside OpenGraph counts once it is settled.
     pub fn read(html: &str) -> Page {
         let mut page = Page::default();
         let mut rest = html;
@@ -79,8 +84,13 @@ impl Page {
         }
         text.push_str(rest);
         page.collected(collecting, &text);
-        page.settle();
         page
+    }
+
+    /// Whether OpenGraph leaves open what is shown of a page.
+    pub fn lacks_something(&self) -> bool {
+        let said = |key: &str| self.properties.contains_key(key);
+        !said("og:title") || !said("og:description") || self.pictures.is_empty()
     }
 
     fn meta(&mut self, tag: &Tag) {
@@ -111,6 +121,13 @@ impl Page {
             && rel.split_ascii_whitespace().any(|rel| rel == "image_src")
         {
             self.fallbacks.entry("image_src".to_owned()).or_insert(clean(href, MAX_VALUE));
+        }
+        let kind = tag.get("type").unwrap_or_default();
+        if let Some(href) = tag.get("href")
+            && self.oembed.is_none()
+            && kind.trim().eq_ignore_ascii_case("application/json+oembed")
+        {
+            self.oembed = Some(clean(href, MAX_ADDRESS));
         }
     }
 
@@ -155,21 +172,26 @@ impl Page {
         }
     }
 
-    /// Fills in what the page does not say in so many words.
-    fn settle(&mut self) {
+    /// Fills in what the page does not say in so many words: with what the site says of it elsewhere, and then with
+    /// what is on it.
+    pub fn settle(&mut self, embed: Embed) {
         let mut fallbacks = std::mem::take(&mut self.fallbacks);
         let mut take = |name: &str| fallbacks.remove(name).filter(|text| !text.is_empty());
         let summary = Some(clean(&self.summary, MAX_SUMMARY)).filter(|text| !text.is_empty());
-        let title = take("twitter:title").or(self.title.take()).or(self.heading.take());
-        let description = take("twitter:description").or(take("description")).or(summary);
+        let title = embed.title.or(take("twitter:title")).or(self.title.take()).or(self.heading.take());
+        let description =
+            take("twitter:description").or(take("description")).or(embed.description).or(summary);
         let pictures = ["twitter:image", "image", "image_src", "img"].map(&mut take);
-        for (key, value) in [("og:title", title), ("og:description", description)] {
+        let kind = embed.kind.map(str::to_owned);
+        let found =
+            [("og:title", title), ("og:description", description), ("og:site_name", embed.site), ("og:type", kind)];
+        for (key, value) in found {
             if let Some(value) = value.filter(|value| !value.is_empty()) {
                 self.properties.entry(key.to_owned()).or_insert(value);
             }
         }
         if self.pictures.is_empty() {
-            self.pictures.extend(pictures.into_iter().flatten().next());
+            self.pictures.extend(embed.picture.into_iter().chain(pictures.into_iter().flatten()).next());
         }
         self.summary.clear();
     }
@@ -275,7 +297,7 @@ fn until_end<'a>(rest: &mut &'a str, name: &str) -> &'a str {
 }
 
 /// Text as people read it: entities decoded, white space joined, no control characters, at most `most` letters.
-fn clean(text: &str, most: usize) -> String {
+pub(super) fn clean(text: &str, most: usize) -> String {
     let decoded = decode(text);
     let mut words = String::new();
     let mut count = 0;
@@ -299,9 +321,15 @@ fn clean(text: &str, most: usize) -> String {
 mod tests {
     use super::*;
 
+    fn settled(html: &str) -> Page {
+        let mut page = Page::read(html);
+        page.settle(Embed::default());
+        page
+    }
+
     #[test]
     fn open_graph_comes_first() {
-        let page = Page::read(
+        let page = settled(
             r#"<!doctype html><html prefix="og: http://ogp.me/ns#"><head><title>The Rock (1996)</title>
             <META Property='og:title' content="The &quot;Rock&quot; &#x26; more">
             <meta property=og:type content=video.movie /><meta property="og:url" content="http://a/b"/>
@@ -316,7 +344,7 @@ mod tests {
 
     #[test]
     fn pages_that_say_nothing_are_read_all_the_same() {
-        let page = Page::read(
+        let page = settled(
             "<script>if (a<b) document.write('<title>no</title>')</script><svg><title>no</title></svg>\
              <title>\n  A  page &ndash; caf\u{e9} &amp; bar</title><!-- <meta property=og:title content=no> -->\
              <style>p { }</style><h1>Heading</h1><img src=dot.gif width=1 height=1><img src='/big.png' width=640>\
@@ -325,7 +353,7 @@ mod tests {
         assert_eq!(page.properties["og:title"], "A page \u{2013} caf\u{e9} & bar");
         assert_eq!(page.properties["og:description"], "First bold words. Second.");
         assert_eq!(page.pictures, ["/big.png"]);
-        let heading = Page::read("<h1>Only <i>this</i></h1>");
+        let heading = settled("<h1>Only <i>this</i></h1>");
         assert_eq!(heading.properties["og:title"], "Only this");
     }
 
@@ -337,9 +365,9 @@ mod tests {
             many.push_str(&number.to_string());
             many.push_str("'>");
         }
-        assert_eq!(Page::read(&many).properties.len(), MAX_PROPERTIES);
+        assert_eq!(settled(&many).properties.len(), MAX_PROPERTIES);
         let long = format!("<title>{}</title><p>{}", "t".repeat(5000), "word ".repeat(5000));
-        let page = Page::read(&long);
+        let page = settled(&long);
         assert_eq!(page.properties["og:title"].len(), MAX_VALUE);
         assert!(page.properties["og:description"].chars().count() <= MAX_SUMMARY);
     }

@@ -29,7 +29,20 @@ impl RoomReader {
         Ok(render_one(&self.core, viewer, stored, Shown::EVERYWHERE).await?)
     }
 
-    /// The same, as it is stored.
+    /// One event, of whatever room it is.
+    ///
+    /// # Errors
+    /// As [`RoomReader::event`].
+    pub async fn event_of_any_room(
+        &self,
+        viewer: &Viewer,
+        event: &EventId,
+    ) -> Result<Box<RawValue>, ReadError> {
+        let stored = self.core.store.event(event).await?.ok_or(ReadError::NotFound("event"))?;
+        self.event(viewer, &stored.event.room_id, event).await
+    }
+
+    /// One event of a room, as it is stored.
     ///
     /// # Errors
     /// As [`RoomReader::event`].

@@ -3,6 +3,7 @@
 use super::access::{Seat, StateView};
 use super::token::TimelineToken;
 use super::{PageToken, ReadError, RoomReader};
+use crate::appservices::Appservice;
 use crate::render::{Shown, Viewer, render};
 use ruma::events::StateEventType;
 use ruma::{OwnedRoomId, RoomId, UserId};
@@ -86,6 +87,18 @@ impl RoomReader {
             return Err(ReadError::Forbidden);
         }
         Ok(self.core.store.now().await?.joined(room).await?)
+    }
+
+    /// Somebody of this server who is joined to the room and for whom an application service may speak: who is not in a
+    /// room itself may list its members all the same.
+    /// <https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidjoined_members>
+    pub async fn joined_of(
+        &self,
+        appservice: &Appservice,
+        room: &RoomId,
+    ) -> Result<Option<OwnedUserId>, ReadError> {
+        let joined = self.core.store.read().await?.local_members_of(room, "join").await?;
+        Ok(joined.into_iter().find(|user| appservice.has_user(user)))
     }
 
     /// The rooms that the user is joined to.

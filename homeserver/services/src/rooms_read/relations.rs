@@ -111,6 +111,8 @@ impl RoomReader {
             let events = visible_to(&self.core, &viewer.user, seat.last, events).await?;
             found.extend(self.without_ignored(&viewer.user, events).await?);
             cursor = last;
+            // Whoever asked up to a place is not sent on beyond it.
+            more &= to.is_none_or(|to| if query.forward { last < to } else { last > to.saturating_add(1) });
             if !more || !found.is_empty() {
                 break;
             }

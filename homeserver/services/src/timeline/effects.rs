@@ -3,7 +3,7 @@
 use super::append::state_events;
 use super::error::TimelineError;
 use super::successor;
-use crate::{Core, keys};
+use crate::{Core, guests, keys};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde::Deserialize;
@@ -112,6 +112,9 @@ pub(crate) async fn apply(
     if let Some(key) = &event.state_key {
         tx.delayed_events_overtaken(&event.room_id, &event.kind.to_string(), key, &event.sender).await?;
     }
+    if let Some(row) = guests::log_row(event) {
+        tx.log_append(row);
+    }
     if event.is_state_of(&StateEventType::RoomTombstone, "") {
         successor::replaced(tx, event).await?;
     }
@@ -192,6 +195,9 @@ pub(crate) async fn redact_target(
     let redacted = redact::redact_event(&target.event, version, None)
         .map_err(|error| TimelineError::Internal(error.to_string()))?;
     tx.event_redact(&redacted, &redaction.event_id).await?;
+    if let Some(row) = guests::log_row(&redacted) {
+        tx.log_append(row);
+    }
     let row = NewRow::new(Fact::EventChanged)
         .room(redacted.room_id.clone())
         .reference(redacted.event_id.as_str())

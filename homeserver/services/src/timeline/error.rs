@@ -56,6 +56,9 @@ pub enum TimelineError {
     /// The same reaction by the same sender is there already.
     #[error("you have already sent this reaction")]
     DuplicateAnnotation,
+    /// The account is a guest's, and the room lets no guests in.
+    #[error("guests may not join this room")]
+    GuestsForbidden,
     /// The account is suspended.
     #[error("this account is suspended")]
     Suspended,

@@ -5,6 +5,7 @@ use super::error::TimelineError;
 use super::membership::{membership_now, profile_content};
 use super::policy::Approvals;
 use super::{Author, Timeline, partial};
+use crate::guests;
 use ruma::canonical_json::CanonicalJsonObject;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -40,16 +41,27 @@ impl Timeline {
     ///
     /// # Errors
     /// [`TimelineError::Sealed`] for a room without encryption, [`TimelineError::Forbidden`] where the rules forbid
-    /// it, [`TimelineError::Unreachable`] and [`TimelineError::Remote`] from other servers.
+    /// it, [`TimelineError::GuestsForbidden`] for guests, [`TimelineError::Unreachable`] and [`TimelineError::Remote`] from other servers.
     pub async fn join(&self, join: JoinRoom) -> Result<(), TimelineError> {
         self.not_blocked(&join.room).await?;
+        let guest = guests::is_guest(&self.core, &join.author.user).await?;
         if self.resident(&join.room).await? {
+            if guest && !guests::may_enter(&self.core, &join.room).await? {
+                return Err(TimelineError::GuestsForbidden);
+            }
             match self.join_here(&join).await? {
                 Way::Done => return Ok(()),
                 Way::Remote => {}
             }
         }
-        self.join_elsewhere(join).await
+        let (author, room) = (join.author.clone(), join.room.clone());
+        self.join_elsewhere(join).await?;
+        if guest && !guests::may_enter(&self.core, &room).await? {
+            // Only from inside was it to be seen.
+            self.leave(&author, &room, None).await?;
+            return Err(TimelineError::GuestsForbidden);
+        }
+        Ok(())
     }
 
     /// Nobody enters a room that an administrator has blocked, or that is being purged.

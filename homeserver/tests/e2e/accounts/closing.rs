@@ -1,6 +1,7 @@
 //! Closing an account, and having its content erased.
 
 use super::{administrator, login, named, with_password};
+use crate::federation::{Federation, NAMES};
 use crate::http::Raw;
 use crate::site::{Shape, Site};
 use serde_json::{Value, json};
@@ -38,9 +39,22 @@ async fn who_comes_later_sees_nothing_of_what_was_erased() {
         alice.put(&path, edit).await.fine();
         // Bob joins after the letter, but before it is erased.
         bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
+        let topic = format!("/_matrix/client/v3/rooms/{room}/state/m.room.topic/");
+        alice.put(&topic, json!({"topic": "Alice's words"})).await.fine();
+        let level = format!("/_matrix/client/v3/rooms/{room}/state/m.room.power_levels/");
+        let mut levels = alice.get(&level).await.fine();
+        levels["users_default"] = json!(100);
+        alice.put(&level, levels).await.fine();
         let closed = with_password(&alice, DEACTIVATE, json!({"erase": true}), "correct horse").await;
         assert_eq!(closed.fine(), json!({"id_server_unbind_result": "success"}));
         carol.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
+        // What replaces her words brings them along, for those who knew them.
+        let next = bob.put(&topic, json!({"topic": "Bob's"})).await.fine();
+        let next = format!("/_matrix/client/v3/rooms/{room}/event/{}", next["event_id"].as_str().unwrap());
+        let before = bob.get(&next).await.fine()["unsigned"]["prev_content"].clone();
+        assert_eq!(before, json!({"topic": "Alice's words"}));
+        let before = carol.get(&next).await.fine()["unsigned"].clone();
+        assert_eq!((&before["prev_content"], &before["prev_sender"]), (&json!({}), &json!(alice.user)));
         for node in &site.nodes {
             let (bob, carol) = (bob.at(&node.client_url()), carol.at(&node.client_url()));
             assert!(is_whole(&bob, &room, &letter).await);
@@ -146,4 +160,50 @@ async fn locked_people_are_not_found() {
     admin.put(&lock, json!({"locked": false})).await.fine();
     assert_eq!(search().await, 1);
     bob.get("/_matrix/client/v3/account/whoami").await.fine();
+}
+
+/// A server that comes afterwards is given the redacted form; one that had the events before keeps, and gives its people,
+/// what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_come_later_get_nothing_of_what_was_erased() {
+    let federation = Federation::start().await;
+    let [alpha, beta] = [0, 1].map(|node: usize| federation.nodes[node].client_url());
+    let alice = Raw::register(&alpha, "alice").await;
+    let dave = Raw::register(&alpha, "dave").await;
+    let bob = Raw::register(&beta, "bob").await;
+    let join = async |who: &Raw, room: &str| {
+        who.post(&format!("/_matrix/client/v3/join/{room}?via={}", NAMES[0]), json!({})).await.fine();
+    };
+    let mut rooms = Vec::new();
+    for shared in [true, false] {
+        let room = alice.create_room(json!({"preset": "public_chat"})).await;
+        join(&dave, &room).await;
+        if shared {
+            join(&bob, &room).await;
+        }
+        let letter = alice.send_sealed(&room, "1").await.fine()["event_id"].as_str().unwrap().to_owned();
+        // More than a join brings along.
+        for number in 0..20 {
+            dave.send_sealed(&room, &format!("more{number}")).await.fine();
+        }
+        rooms.push((room, letter));
+    }
+    let (early, late) = (&rooms[0], &rooms[1]);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !bob.get(&format!("/_matrix/client/v3/rooms/{}/event/{}", early.0, early.1)).await.status.is_success() {
+        assert!(std::time::Instant::now() < end, "the letter did not arrive");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    with_password(&alice, DEACTIVATE, json!({"erase": true}), "correct horse").await.fine();
+    join(&bob, &late.0).await;
+    let seen = messages(&bob, &late.0).await;
+    let letters = of_type(&seen, &alice.user, "m.room.encrypted");
+    assert_eq!(letters.len(), 1, "{seen:?}");
+    assert_eq!((&letters[0]["event_id"], &letters[0]["content"]), (&json!(late.1), &json!({})));
+    assert!(is_whole(&bob, &early.0, &early.1).await);
+    // Whoever was there when it was said is shown it still, by either server.
+    assert!(is_whole(&dave, &late.0, &late.1).await);
+    let carol = Raw::register(&beta, "carol").await;
+    join(&carol, &late.0).await;
+    assert!(!is_whole(&carol, &late.0, &late.1).await);
 }

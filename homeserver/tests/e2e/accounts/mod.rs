@@ -2,6 +2,7 @@
 
 mod admin;
 mod closing;
+mod guests;
 mod letters;
 mod misuse;
 mod pages;

@@ -52,6 +52,13 @@ async fn room_with_bot(site: &Site, bridge: &Bridge, alice: &Raw) -> String {
     bridge
         .wait("events", |event| event["state_key"] == BOT && event["content"]["membership"] == "join")
         .await;
+    // Who is in it is told to any user of the bridge, and to no other who is not.
+    make_user(&bridge_at(&site.url), "_birds_outside").await.fine();
+    let members = format!("/_matrix/client/v3/rooms/{room}/joined_members");
+    let outside = format!("{members}?user_id=@_birds_outside:localhost");
+    let joined = bridge_at(&site.url).get(&outside).await.fine();
+    assert!(joined["joined"].get(BOT).is_some(), "{joined}");
+    Raw::register(&site.url, "stranger").await.get(&members).await.refused(403, "M_FORBIDDEN");
     room
 }
 

@@ -223,18 +223,22 @@ async fn quotas_and_erasure(mut site: Site) {
     for node in &mut site.nodes {
         node.stop().await;
         node.set("media.user_quota_bytes=1000".to_owned());
+        node.set("media.user_quota_info=https://files.example/more".to_owned());
         node.start().await;
     }
     let alice = Raw::register(&site.url, "alice").await;
     let media = site.folder.path().join("media");
     upload(&alice, "text/plain", vec![7; 600]).await;
-    put(&alice, Method::POST, UPLOAD, "text/plain", vec![7; 401]).await.refused(403, "M_FORBIDDEN");
+    let full = put(&alice, Method::POST, UPLOAD, "text/plain", vec![7; 401]).await;
+    full.refused(403, "M_USER_LIMIT_EXCEEDED");
+    assert_eq!(full.body["info_uri"], "https://files.example/more", "{}", full.body);
     // The same without a length that says so.
     let pieces = (0..5).map(|_| Ok::<_, std::io::Error>(vec![7_u8; 100]));
     let stream = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
-    put(&alice, Method::POST, UPLOAD, "text/plain", stream).await.refused(403, "M_FORBIDDEN");
+    put(&alice, Method::POST, UPLOAD, "text/plain", stream).await.refused(403, "M_USER_LIMIT_EXCEEDED");
     let second = upload(&alice, "text/plain", vec![7; 400]).await;
-    put(&alice, Method::POST, UPLOAD, "text/plain", vec![7; 1]).await.refused(403, "M_FORBIDDEN");
+    put(&alice, Method::POST, UPLOAD, "text/plain", vec![7; 1]).await.refused(403, "M_USER_LIMIT_EXCEEDED");
+    alice.post("/_matrix/media/v1/create", json!({})).await.refused(403, "M_USER_LIMIT_EXCEEDED");
     until_files(&media, 2).await;
     // Somebody else has room of their own, and keeps it.
     let bob = Raw::register(&site.url, "bob").await;

@@ -55,6 +55,24 @@ async fn pages() -> (String, Arc<AtomicUsize>) {
         .route("/loop", on_get(|| async { Redirect::temporary("/loop") }))
         .route("/file", on_get(|| async { Redirect::temporary("file:///etc/passwd") }))
         .route("/endless", on_get(endless))
+        .route("/video", on_get(|| async {
+            let page = "<title>no</title><meta property='og:description' content='Its own words'>\
+                        <link rel=alternate type='application/json+oembed' href='/embed?format=json&amp;a=b'>";
+            ([(header::CONTENT_TYPE, "text/html")], page)
+        }))
+        .route("/lured", on_get(|| async {
+            let page = "<title>Lured</title><link type='application/json+oembed' \
+                        href='https://www.intranet.example/secret'>";
+            ([(header::CONTENT_TYPE, "text/html")], page)
+        }))
+        .route("/embed", on_get(|query: axum::extract::RawQuery| async move {
+            assert_eq!(query.0.as_deref(), Some("format=json&a=b"));
+            let said = json!({
+                "version": "1.0", "type": "video", "title": "Owls at night", "provider_name": "Birdtube",
+                "html": "<p>Not these</p>", "thumbnail_url": "picture.png",
+            });
+            axum::Json(said)
+        }))
         .route("/pdf", on_get(|| async { ([(header::CONTENT_TYPE, "application/pdf")], "%PDF") }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "no") });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -102,6 +120,13 @@ async fn pages_say_what_they_are(mut site: Site) {
     assert_eq!(seen, json!({"og:title": "café", "og:description": "Some words."}));
     assert_eq!(preview(&alice, &format!("{base}/endless")).await.fine(), json!({"og:title": "Endless"}));
     assert_eq!(preview(&alice, &format!("{base}/pdf")).await.fine(), json!({}));
+    let video = preview(&alice, &format!("{base}/video")).await.fine();
+    assert_eq!(video["og:title"], "Owls at night");
+    assert_eq!(video["og:description"], "Its own words");
+    assert_eq!((&video["og:site_name"], &video["og:type"]), (&json!("Birdtube"), &json!("video.other")));
+    assert_eq!((&video["og:image:width"], &video["og:image:type"]), (&json!(64), &json!("image/png")));
+    // Where the site may not be asked, the page speaks for itself.
+    assert_eq!(preview(&alice, &format!("{base}/lured")).await.fine(), json!({"og:title": "Lured"}));
     let picture = preview(&alice, &format!("{base}/picture.png")).await.fine();
     assert_eq!(picture["og:image:width"], 64);
     let old = format!("/_matrix/media/v3/preview_url?ts=1&url={base}/page");

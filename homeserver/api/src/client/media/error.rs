@@ -2,7 +2,7 @@
 
 use crate::error::ApiError;
 use http::StatusCode;
-use ruma::api::error::ErrorCode;
+use ruma::api::error::{ErrorCode, ErrorKind, UserLimitExceededErrorData};
 use std::time::Duration;
 use waxwing_services::media::MediaError;
 
@@ -29,9 +29,12 @@ impl From<MediaError> for ApiError {
             ),
             MediaError::Forbidden => ApiError::forbidden("This upload was announced by another user"),
             MediaError::TooManyPending => ApiError::limit_exceeded(RETRY_PENDING),
-            MediaError::OverQuota(quota) => {
-                ApiError::forbidden(format_args!("The files of one account may have {quota} bytes together"))
-            }
+            // <https://spec.matrix.org/v1.19/client-server-api/#common-error-codes>
+            MediaError::OverQuota { bytes, info } => ApiError::kind(
+                StatusCode::FORBIDDEN,
+                ErrorKind::UserLimitExceeded(UserLimitExceededErrorData::new(info)),
+                format_args!("The files of one account may have {bytes} bytes together"),
+            ),
             MediaError::Busy => ApiError::limit_exceeded(RETRY_BUSY),
             MediaError::TooLarge(limit) => {
                 ApiError::too_large(format_args!("Uploads may have {limit} bytes at most"))

@@ -29,6 +29,14 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/_matrix/client/v1/media/download/{a}/{b}", get(download::download))
         .route("/_matrix/client/v1/media/download/{a}/{b}/{c}", get(download::download))
         .route("/_matrix/client/v1/media/thumbnail/{a}/{b}", get(download::thumbnail));
+    // As clients ask that learnt of these endpoints before they were specified (MSC3916).
+    let unstable = |tail: &str| format!("/_matrix/client/unstable/org.matrix.msc3916/media/{tail}");
+    router = router
+        .route(&unstable("config"), get(upload::config))
+        .route(&unstable("preview_url"), get(preview::preview))
+        .route(&unstable("download/{a}/{b}"), get(download::download))
+        .route(&unstable("download/{a}/{b}/{c}"), get(download::download))
+        .route(&unstable("thumbnail/{a}/{b}"), get(download::thumbnail));
     for version in ["v3", "r0", "v1"] {
         let at = |tail: &str| format!("/_matrix/media/{version}/{tail}");
         router = router

@@ -8,13 +8,11 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 use http::header;
 use http::request::Parts;
 use ruma::ServerName;
 use serde::Deserialize;
 use serde_json::json;
-use std::time::Duration;
 use waxwing_services::accounts::Requester;
 use waxwing_services::media::{MediaError, Upload};
 
@@ -36,29 +34,6 @@ fn length(parts: &Parts) -> Option<u64> {
     parts.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What is read of a body that is refused, and for how long: a client that is cut off while it still sends never
-/// sees the answer.
-const DRAINED_BYTES: u64 = 16 * 1024 * 1024;
-const DRAINED_FOR: Duration = Duration::from_secs(10);
-
-/// The body, if its length is within the limit; otherwise it is let go by, within bounds, and refused.
-async fn checked(api: &Api, parts: &Parts, body: Body) -> ApiResult<Body> {
-    let Err(refusal) = check_length(api, parts) else { return Ok(body) };
-    let mut drained = 0;
-    let mut stream = body.into_data_stream();
-    let drain = async {
-        while let Some(Ok(bytes)) = stream.next().await {
-            drained += bytes.len() as u64;
-            if drained > DRAINED_BYTES {
-                break;
-            }
-        }
-    };
-    // Whether it ended in time or not, the answer is the same.
-    let _ = tokio::time::timeout(DRAINED_FOR, drain).await;
-    Err(refusal)
-}
-
 /// Refuses what says beforehand that it is too large.
 fn check_length(api: &Api, parts: &Parts) -> ApiResult<()> {
     let limit = api.media.max_upload_bytes();
@@ -76,7 +51,7 @@ pub(super) async fn upload(State(api): State<Api>, request: Request<Body>) -> Re
 async fn upload_inner(api: &Api, request: Request<Body>) -> ApiResult<Response> {
     let (parts, body) = request.into_parts();
     let requester = requester(api, &parts, "/_matrix/media/v3/upload").await?;
-    let body = checked(api, &parts, body).await?;
+    check_length(api, &parts)?;
     let id = api.media.upload(described(&parts, &requester)?, body.into_data_stream()).await?;
     Ok(Json(json!({ "content_uri": format!("mxc://{}/{id}", api.core.server_name) })).into_response())
 }
@@ -89,7 +64,7 @@ pub(super) async fn upload_to(State(api): State<Api>, request: Request<Body>) ->
 async fn upload_to_inner(api: &Api, request: Request<Body>) -> ApiResult<Response> {
     let (mut parts, body) = request.into_parts();
     let requester = requester(api, &parts, "/_matrix/media/v3/upload/{server_name}/{media_id}").await?;
-    let body = checked(api, &parts, body).await?;
+    check_length(api, &parts)?;
     let path = path(&mut parts).await?;
     let [server, id] = path.as_slice() else { return Err(ApiError::unrecognized()) };
     let server = ServerName::parse(server).map_err(|_| ApiError::not_found("There is no such media"))?;

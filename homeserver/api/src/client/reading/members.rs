@@ -5,7 +5,7 @@ use crate::state::Api;
 use ruma::api::client::membership::{get_member_events, joined_members as joined, joined_rooms as rooms};
 use serde::{Serialize, Serializer};
 use std::sync::Arc;
-use waxwing_services::rooms_read::{JoinedRow, MemberQuery};
+use waxwing_services::rooms_read::{JoinedRow, MemberQuery, ReadError};
 
 /// `GET /rooms/{roomId}/members`
 pub(super) async fn members(
@@ -50,8 +50,15 @@ impl Serialize for Members {
 
 /// `GET /rooms/{roomId}/joined_members`
 pub(super) async fn joined_members(api: Api, args: Args<joined::v3::Request>) -> ApiResult<Joined> {
-    let members = api.reader.joined_members(&args.requester.user_id, &args.request.room_id).await?;
-    Ok(Joined { joined: Members(members) })
+    let room = &args.request.room_id;
+    let mut members = api.reader.joined_members(&args.requester.user_id, room).await;
+    let appservice = args.requester.appservice.as_deref().and_then(|id| api.accounts.appservices().by_id(id));
+    if let (Err(ReadError::Forbidden), Some(appservice)) = (&members, appservice)
+        && let Some(user) = api.reader.joined_of(appservice, room).await?
+    {
+        members = api.reader.joined_members(&user, room).await;
+    }
+    Ok(Joined { joined: Members(members?) })
 }
 
 /// `GET /joined_rooms`

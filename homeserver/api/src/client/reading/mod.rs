@@ -3,6 +3,7 @@
 mod events;
 mod members;
 mod messages;
+mod older;
 mod peek;
 mod relations;
 mod relationships;
@@ -12,6 +13,7 @@ use crate::routes::RouterExt;
 use crate::state::Api;
 use axum::Router;
 use ruma::api::client::message::get_message_events;
+use ruma::api::client::peeking::listen_to_new_events;
 use ruma::serde::Raw;
 use ruma::{DeviceId, UInt};
 use serde_json::value::RawValue;
@@ -35,7 +37,9 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(relations::threads)
         .ruma(relationships::relationships)
         .ruma(peek::initial_sync)
-        .ruma(peek::events)
+        .untyped::<listen_to_new_events::v3::Request, _, _>(peek::events)
+        .ruma(older::initial_sync)
+        .ruma(older::one_event)
 }
 
 /// For whom events are shown.

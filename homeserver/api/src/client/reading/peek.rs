@@ -1,12 +1,16 @@
 //! What is left of the API of old for one room: a look at it, and waiting for its events.
 
-use super::{query_parameter, raw_all, viewer};
-use crate::error::ApiResult;
-use crate::extract::Args;
+use super::{older, query_parameter, raw_all, viewer};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Args, Received, typed};
+use crate::routes::answer;
 use crate::state::Api;
+use axum::response::Response;
+use http::StatusCode;
 use ruma::api::client::peeking::get_current_state::v3::PaginationChunk;
 use ruma::api::client::peeking::{get_current_state, listen_to_new_events};
 use ruma::api::client::room::Visibility;
+use ruma::api::error::ErrorCode;
 use std::time::Duration;
 
 /// Events of one answer unless the client says otherwise.
@@ -33,8 +37,23 @@ pub(super) async fn initial_sync(
     Ok(response)
 }
 
-/// `GET /events?room_id=`
-pub(super) async fn events(
+/// `GET /events`: of one room, for who peeks; or of all, as older clients ask.
+pub(super) async fn events(api: Api, received: Received) -> ApiResult<Response> {
+    if query_parameter(&received.parts, "room_id").is_some() {
+        return answer(events_of_room(api, typed(received)?).await?);
+    }
+    let requester = received.requester.ok_or_else(ApiError::missing_token)?;
+    if requester.is_guest {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            ErrorCode::GuestAccessForbidden,
+            "Guests may look at one room at a time",
+        ));
+    }
+    answer(older::events(&api, &requester, &received.parts, MAX_WAIT).await?)
+}
+
+async fn events_of_room(
     api: Api,
     args: Args<listen_to_new_events::v3::Request>,
 ) -> ApiResult<listen_to_new_events::v3::Response> {

@@ -39,6 +39,9 @@ impl From<TimelineError> for ApiError {
             TimelineError::DuplicateAnnotation => {
                 ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
             }
+            error @ TimelineError::GuestsForbidden => {
+                ApiError::new(StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden, error)
+            }
             TimelineError::Suspended => ApiError::suspended(),
             TimelineError::NoticeRoom => ApiError::custom(
                 StatusCode::FORBIDDEN,
