@@ -57,9 +57,8 @@ pub(crate) async fn drain(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let rest = Rest::default();
-    let lent = |body: Body| {
-        Body::from_stream(Lent { body: Some(body.into_data_stream()), rest: Arc::clone(&rest) })
-    };
+    let lent =
+        |body: Body| Body::from_stream(Lent { body: Some(body.into_data_stream()), rest: Arc::clone(&rest) });
     let response = next.run(request.map(lent)).await;
     let left = rest.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(left) = left {

@@ -219,9 +219,8 @@ impl Search {
         let end = after.last().map_or(stored.sn, |last| last.sn);
         let ignored = ignored_users(&self.core, &viewer.user).await?;
         let heard = |events: Vec<Arc<StoredEvent>>| {
-            let heard = |other: &Arc<StoredEvent>| {
-                other.event.is_state() || !ignored.contains(&other.event.sender)
-            };
+            let heard =
+                |other: &Arc<StoredEvent>| other.event.is_state() || !ignored.contains(&other.event.sender);
             events.into_iter().filter(heard).collect::<Vec<_>>()
         };
         let before = visible_events(&self.core, &viewer.user, room, heard(before)).await?;

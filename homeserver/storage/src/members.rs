@@ -251,8 +251,7 @@ impl Conn {
 impl Conn {
     /// All guests of this server that are joined to a room, with the room.
     pub async fn guests_joined(&mut self) -> StoreResult<Vec<(OwnedRoomId, OwnedUserId)>> {
-        let found: Vec<(String, String)> =
-            on_engine!(self, |c| sqlx::query_as(GUESTS).fetch_all(c).await)?;
+        let found: Vec<(String, String)> = on_engine!(self, |c| sqlx::query_as(GUESTS).fetch_all(c).await)?;
         Ok(found
             .into_iter()
             .filter_map(|(room, user)| Some((room.try_into().ok()?, user.try_into().ok()?)))
@@ -261,10 +260,7 @@ impl Conn {
 
     /// The guests of this server that are joined to `room`.
     pub async fn guests_joined_to(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedUserId>> {
-        Ok(ids(on_engine!(self, |c| sqlx::query_as(GUESTS_OF_ROOM)
-            .bind(room.as_str())
-            .fetch_all(c)
-            .await)?))
+        Ok(ids(on_engine!(self, |c| sqlx::query_as(GUESTS_OF_ROOM).bind(room.as_str()).fetch_all(c).await)?))
     }
 }
 

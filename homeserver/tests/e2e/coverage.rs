@@ -84,10 +84,13 @@ const FEATURES: &[(&str, &str)] = &[
     ("org.matrix.msc4354", ""),
     ("org.matrix.msc4380.stable", ""),
     ("org.matrix.simplified_msc3575", "POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync"),
-    ("uk.half-shot.msc2666.query_mutual_rooms", "GET /_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"),
+    (
+        "uk.half-shot.msc2666.query_mutual_rooms",
+        "GET /_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms",
+    ),
     ("uk.half-shot.msc2666.query_mutual_rooms.stable", "GET /_matrix/client/v1/mutual_rooms"),
-    ("uk.tcpip.msc4133", "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/@a:b/m.tz"),
-    ("uk.tcpip.msc4133.stable", "GET /_matrix/client/v3/profile/@a:b/m.tz"),
+    ("uk.tcpip.msc4133", "GET /_matrix/client/unstable/uk.tcpip.msc4133/profile/@alice:localhost/m.tz"),
+    ("uk.tcpip.msc4133.stable", "GET /_matrix/client/v3/profile/@alice:localhost/m.tz"),
     ("uk.timedout.msc4323", "GET /_matrix/client/unstable/uk.timedout.msc4323/admin/lock/@a:b"),
 ];
 
@@ -97,7 +100,8 @@ async fn what_the_server_says_that_it_has_is_there() {
     let mut site = Site::start(Shape::Sqlite).await.unwrap();
     let alice = Raw::register(&site.url, "alice").await;
     let said = Raw::nobody(&site.url).get("/_matrix/client/versions").await.fine();
-    let versions: Vec<&str> = said["versions"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
+    let versions: Vec<&str> =
+        said["versions"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
     for minor in 1..=19 {
         assert!(versions.contains(&&*format!("v1.{minor}")), "v1.{minor}");
     }

@@ -39,6 +39,7 @@ mod letters;
 mod media;
 mod neighbours;
 mod node;
+mod older;
 mod policy;
 mod postgres;
 mod presence;

@@ -35,6 +35,25 @@ fn among(events: &Value, id: &str) -> Value {
     found.unwrap_or_else(|| panic!("{id} is not in {events}")).clone()
 }
 
+/// An event when it is redacted at the node that is asked.
+async fn once_redacted(who: &Raw, room: &str, id: &str) -> Value {
+    let end = Instant::now() + SOON;
+    loop {
+        let event = who.get(&at(room, &format!("event/{id}"))).await.fine();
+        if event["unsigned"]["redacted_because"].is_object() {
+            return event;
+        }
+        assert!(Instant::now() < end, "{event}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn once_at_each(who: &Raw, nodes: &[String], room: &str, id: &str) {
+    for node in nodes {
+        once_redacted(&who.at(node), room, id).await;
+    }
+}
+
 /// A redacted event and the redaction that it shows.
 #[track_caller]
 fn is_redacted(event: &Value, redaction: &str, redacts: &str, where_: &str) {
@@ -42,17 +61,23 @@ fn is_redacted(event: &Value, redaction: &str, redacts: &str, where_: &str) {
     let because = &event["unsigned"]["redacted_because"];
     assert_eq!(because["event_id"], redaction, "{where_}: {event}");
     // Clients of either way of saying it find what it redacts.
-    assert_eq!((&because["redacts"], &because["content"]["redacts"]), (&json!(redacts), &json!(redacts)), "{where_}: {event}");
+    assert_eq!(
+        (&because["redacts"], &because["content"]["redacts"]),
+        (&json!(redacts), &json!(redacts)),
+        "{where_}: {event}"
+    );
     assert_eq!(because["content"]["reason"], "slipped", "{where_}: {event}");
 }
 
 async fn what_is_redacted_is_gone_from_every_reading(site: Site) {
     let alice = Raw::register(&site.url, "alice").await;
     let bob = Raw::register(&site.url, "bob").await;
+    let nodes: Vec<String> = site.nodes.iter().map(crate::node::Node::client_url).collect();
     for version in ["10", "11", "12"] {
         let room = alice.create_room(json!({"preset": "public_chat", "room_version": version})).await;
         join(&bob, &room, "localhost").await;
-        let since = bob.get("/_matrix/client/v3/sync").await.fine()["next_batch"].as_str().unwrap().to_owned();
+        let since =
+            bob.get("/_matrix/client/v3/sync").await.fine()["next_batch"].as_str().unwrap().to_owned();
         let root = letter(&alice, &room, "root").await;
         let mut reply = sealed("QUJD");
         reply["m.relates_to"] = json!({"rel_type": "m.thread", "event_id": root});
@@ -60,16 +85,18 @@ async fn what_is_redacted_is_gone_from_every_reading(site: Site) {
         let reply = reply["event_id"].as_str().unwrap().to_owned();
         // Whose it is not, and who has not the power, may not.
         redact(&bob, &room, &root, "1").await.refused(403, "M_FORBIDDEN");
-        redact(&bob, &room, "$nothing", "2").await.refused(404, "M_NOT_FOUND");
+        redact(&bob, &room, "$nothing", "2").await.refused(403, "M_FORBIDDEN");
         let done = redact(&bob, &room, &reply, "3").await.fine();
         let by_himself = done["event_id"].as_str().unwrap().to_owned();
         // What it relates to stays, and no longer counts.
+        once_at_each(&alice, &nodes, &room, &reply).await;
         let shown = alice.get(&at(&room, &format!("event/{root}"))).await.fine();
         assert!(shown["unsigned"]["m.relations"]["m.thread"].is_null(), "{version}: {shown}");
         let second = letter(&bob, &room, "second").await;
         let done = redact(&alice, &room, &second, "4").await.fine();
         let by_power = done["event_id"].as_str().unwrap().to_owned();
         assert_eq!(redact(&alice, &room, &second, "4").await.fine()["event_id"], by_power);
+        once_at_each(&alice, &nodes, &room, &second).await;
         let synced = format!("/_matrix/client/v3/sync?since={since}");
         let sliding = json!({
             "room_subscriptions": {&room: {"timeline_limit": 20, "required_state": []}},
@@ -96,30 +123,38 @@ async fn what_is_redacted_is_gone_from_every_reading(site: Site) {
             is_redacted(&among(timeline, id), redaction, id, "incremental sync");
             // The redaction itself says what it redacts in both places.
             let event = bob.get(&at(&room, &format!("event/{redaction}"))).await.fine();
-            assert_eq!((&event["redacts"], &event["content"]["redacts"]), (&json!(id), &json!(id)), "{event}");
+            assert_eq!(
+                (&event["redacts"], &event["content"]["redacts"]),
+                (&json!(id), &json!(id)),
+                "{event}"
+            );
         }
         // As an event of its own, in either way of saying it.
         let third = letter(&bob, &room, "third").await;
         let send = at(&room, "send/m.room.redaction/own");
         let sent = bob.put(&send, json!({"redacts": third, "reason": "slipped"})).await.fine();
-        let event = alice.get(&at(&room, &format!("event/{third}"))).await.fine();
+        let event = once_redacted(&alice, &room, &third).await;
         is_redacted(&event, sent["event_id"].as_str().unwrap(), &third, "sent");
         let fourth = letter(&alice, &room, "fourth").await;
         let send = at(&room, "send/m.room.redaction/others");
         bob.put(&send, json!({"redacts": fourth})).await.refused(403, "M_FORBIDDEN");
-        state_keeps_what_it_must(&alice, &room, version).await;
+        state_keeps_what_it_must(&alice, &nodes, &room, version).await;
     }
 }
 
 /// Of state, what the rules need stays.
-async fn state_keeps_what_it_must(alice: &Raw, room: &str, version: &str) {
+async fn state_keeps_what_it_must(alice: &Raw, nodes: &[String], room: &str, version: &str) {
     let topic = at(room, "state/m.room.topic/");
     let event = alice.put(&topic, json!({"topic": "slips"})).await.fine();
-    redact(alice, room, event["event_id"].as_str().unwrap(), "topic").await.fine();
+    let redacted = event["event_id"].as_str().unwrap();
+    redact(alice, room, redacted, "topic").await.fine();
+    once_at_each(alice, nodes, room, redacted).await;
     assert_eq!(alice.get(&topic).await.fine(), json!({}), "{version}");
     let rules = at(room, "state/m.room.join_rules/");
     let event = alice.put(&rules, json!({"join_rule": "public", "word": "slips"})).await.fine();
-    redact(alice, room, event["event_id"].as_str().unwrap(), "rules").await.fine();
+    let redacted = event["event_id"].as_str().unwrap();
+    redact(alice, room, redacted, "rules").await.fine();
+    once_at_each(alice, nodes, room, redacted).await;
     assert_eq!(alice.get(&rules).await.fine(), json!({"join_rule": "public"}), "{version}");
     // What replaces it does not bring it back.
     let next = alice.put(&topic, json!({"topic": "next"})).await.fine();

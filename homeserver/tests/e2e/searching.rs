@@ -57,7 +57,8 @@ async fn people_find_what_they_may_see() {
     for site in sites().await {
         let (alice, bob) = (Raw::register(&site.url, "alice").await, Raw::register(&site.url, "bob").await);
         let carol = Raw::register(&site.url, "carol").await;
-        let joined = json!({"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}});
+        let joined =
+            json!({"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}});
         let room = alice.create_room(json!({"preset": "public_chat", "initial_state": [joined]})).await;
         let shared = alice.create_room(json!({"preset": "public_chat"})).await;
         let early = say(&alice, &room, "an owl at dusk").await;
@@ -67,7 +68,10 @@ async fn people_find_what_they_may_see() {
         let middle = say(&alice, &room, "the owl calls").await;
         let own = say(&bob, &room, "which owl").await;
         // Before he came he may not see, where the room says so; where it does not, he may.
-        assert_eq!(ids_of(&alice, "owl").await, sorted(vec![early.clone(), open.clone(), middle.clone(), own.clone()]));
+        assert_eq!(
+            ids_of(&alice, "owl").await,
+            sorted(vec![early.clone(), open.clone(), middle.clone(), own.clone()])
+        );
         assert_eq!(ids_of(&bob, "owl").await, sorted(vec![open.clone(), middle.clone(), own.clone()]));
         assert_eq!(ids_of(&carol, "owl").await, Vec::<String>::new());
         // A room that he left is searched up to then.
@@ -95,7 +99,9 @@ async fn people_find_what_they_may_see() {
         });
         let edit = alice.put(&at(&room, "send/m.room.message/edit"), edit).await.fine();
         assert_eq!(ids_of(&alice, "kestrel").await, vec![edit["event_id"].as_str().unwrap()]);
-        let old = find(&alice, json!({"search_term": "calls", "keys": ["content.body"], "order_by": "recent"})).await;
+        let old =
+            find(&alice, json!({"search_term": "calls", "keys": ["content.body"], "order_by": "recent"}))
+                .await;
         let shown = &old["results"][1]["result"];
         assert_eq!(shown["event_id"], middle, "{old}");
         assert_eq!(shown["unsigned"]["m.relations"]["m.replace"]["event_id"], edit["event_id"], "{old}");
@@ -130,7 +136,8 @@ async fn results_are_ordered_grouped_and_in_pages() {
             kinds.sort_unstable();
             kinds
         };
-        let found = find(&bob, json!({"search_term": "TEA", "keys": ["content.name", "content.topic"]})).await;
+        let found =
+            find(&bob, json!({"search_term": "TEA", "keys": ["content.name", "content.topic"]})).await;
         assert_eq!(kinds(&found), ["m.room.name", "m.room.topic"]);
         let found = find(&bob, json!({"search_term": "tea", "filter": {"rooms": [second]}})).await;
         assert_eq!(found["count"], 3, "{found}");
@@ -156,7 +163,8 @@ async fn results_are_ordered_grouped_and_in_pages() {
         assert_eq!(context["events_before"].as_array().unwrap().len(), 1, "{found}");
         assert_eq!(context["events_after"], json!([]));
         assert_eq!(context["profile_info"][&alice.user]["displayname"], "Alice A.");
-        let before = at(&first, &format!("messages?dir=b&limit=1&from={}", context["start"].as_str().unwrap()));
+        let before =
+            at(&first, &format!("messages?dir=b&limit=1&from={}", context["start"].as_str().unwrap()));
         let before = bob.get(&before).await.fine();
         assert_ne!(before["chunk"][0]["event_id"], context["events_before"][0]["event_id"]);
         let state = found["state"][&first].as_array().unwrap();
@@ -171,12 +179,15 @@ async fn results_are_ordered_grouped_and_in_pages() {
         assert_eq!(ids(last), vec![best.clone()]);
         assert!(last["next_batch"].is_null(), "{last}");
         assert!(page["highlights"].as_array().unwrap().contains(&json!("tea")));
-        // What is no search.
-        let wrong = |criteria: Value| json!({"search_categories": {"room_events": criteria}});
-        bob.post(SEARCH, json!({})).await.refused(400, "M_MISSING_PARAM");
-        bob.post(SEARCH, wrong(json!({}))).await.refused(400, "M_MISSING_PARAM");
-        bob.post(SEARCH, wrong(json!({"search_term": 7}))).await.refused(400, "M_BAD_JSON");
-        let nonsense = format!("{SEARCH}?next_batch=nonsense");
-        bob.post(&nonsense, wrong(body)).await.refused(400, "M_INVALID_PARAM");
+        what_is_no_search(&bob, body).await;
     }
+}
+
+async fn what_is_no_search(bob: &Raw, good: Value) {
+    let wrong = |criteria: Value| json!({"search_categories": {"room_events": criteria}});
+    bob.post(SEARCH, json!({})).await.refused(400, "M_MISSING_PARAM");
+    bob.post(SEARCH, wrong(json!({}))).await.refused(400, "M_MISSING_PARAM");
+    bob.post(SEARCH, wrong(json!({"search_term": 7}))).await.refused(400, "M_BAD_JSON");
+    let nonsense = format!("{SEARCH}?next_batch=nonsense");
+    bob.post(&nonsense, wrong(good)).await.refused(400, "M_INVALID_PARAM");
 }

@@ -154,7 +154,8 @@ async fn summaries_are_for_who_may_know(site: Site) {
     let open = json!({"preset": "public_chat", "name": "Open", "room_alias_name": "open"});
     let open = alice.create_room(open).await;
     let closed = alice.create_room(json!({"preset": "private_chat", "name": "Closed"})).await;
-    let readable = json!({"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}});
+    let readable =
+        json!({"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}});
     let shown = json!({"preset": "private_chat", "name": "Shown", "initial_state": [readable]});
     let shown = alice.create_room(shown).await;
     let admitting = alice.create_room(restricted("restricted", &open)).await;
@@ -258,10 +259,7 @@ async fn trees_and_summaries_of_two_servers() {
     let member = until(&alice, &own, |answer| answer.body["membership"] == "knock").await;
     assert_eq!(member["reason"], "please");
     alice.post(&at(&asking, "invite"), json!({"user_id": eve.user})).await.fine();
-    until(&eve, "/_matrix/client/v3/sync", |sync| {
-        sync.body["rooms"]["invite"][&asking].is_object()
-    })
-    .await;
+    until(&eve, "/_matrix/client/v3/sync", |sync| sync.body["rooms"]["invite"][&asking].is_object()).await;
     join(&eve, &asking, alpha).await;
     until(&alice, &own, |answer| answer.body["membership"] == "join").await;
 }

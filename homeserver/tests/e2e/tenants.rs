@@ -148,9 +148,8 @@ impl Owner {
 }
 
 fn reads() -> Vec<Operation> {
-    let wanted = |operation: &Operation| {
-        operation.method == Method::GET && operation.auth != Auth::Appservice
-    };
+    let wanted =
+        |operation: &Operation| operation.method == Method::GET && operation.auth != Auth::Appservice;
     endpoints::all().into_iter().filter(wanted).collect()
 }
 

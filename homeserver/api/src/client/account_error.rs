@@ -44,6 +44,7 @@ impl From<AccountError> for ApiError {
             | AccountError::DeviceIdIsKey
             | AccountError::BadMac
             | AccountError::NotAdmin
+            | AccountError::NotThisGuest
             | AccountError::Protected => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
             AccountError::BadRefreshToken => return ApiError::unknown_token(false),
             AccountError::Locked => return ApiError::locked(),

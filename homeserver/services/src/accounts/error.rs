@@ -32,6 +32,9 @@ pub enum AccountError {
     /// Nobody may register, or nobody in this way.
     #[error("registration is not open")]
     RegistrationClosed,
+    /// The token that comes with a registration is not that of the guest whose name is asked for.
+    #[error("the guest's token is not that of this user")]
+    NotThisGuest,
     /// Guests are not let in.
     #[error("guests are not let in")]
     GuestsClosed,

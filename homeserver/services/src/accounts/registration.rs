@@ -115,8 +115,10 @@ impl Accounts {
 
     async fn new_id(&self, new: &NewAccount) -> Result<OwnedUserId, AccountError> {
         if let Some(token) = &new.guest_access_token {
-            let guest = self.authenticate(token).await.map_err(|_| AccountError::UnknownUser)?;
-            return if guest.is_guest { Ok(guest.user_id.clone()) } else { Err(AccountError::UserInUse) };
+            let guest = self.authenticate(token).await.map_err(|_| AccountError::NotThisGuest)?;
+            let named = new.username.as_ref().is_none_or(|name| name == guest.user_id.localpart());
+            let theirs = guest.is_guest && named;
+            return if theirs { Ok(guest.user_id.clone()) } else { Err(AccountError::NotThisGuest) };
         }
         let name = match &new.username {
             Some(name) => name.clone(),

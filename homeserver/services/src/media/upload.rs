@@ -156,8 +156,7 @@ impl Media {
     {
         let most = self.max_upload_bytes();
         let (room, quota) = self.room_for(&upload.user).await?;
-        let too_large =
-            || if room < most { self.over_quota(quota) } else { MediaError::TooLarge(most) };
+        let too_large = || if room < most { self.over_quota(quota) } else { MediaError::TooLarge(most) };
         let limit = room.min(most);
         if upload.length.is_some_and(|length| length > limit) {
             return Err(if upload.length > Some(most) { MediaError::TooLarge(most) } else { too_large() });

@@ -83,7 +83,8 @@ mod tests {
         assert_eq!((video.site.as_deref(), video.description), (Some("Site"), None));
         let photo = read(r#"{"type":"photo","url":"https://cdn.example/a.png","thumbnail_url":"b.png"}"#);
         assert_eq!(photo.picture.as_deref(), Some("https://cdn.example/a.png"));
-        let rich = read(r#"{"type":"rich","html":"<blockquote><p>Some <a>words</a>.</p>By her</blockquote>"}"#);
+        let rich =
+            read(r#"{"type":"rich","html":"<blockquote><p>Some <a>words</a>.</p>By her</blockquote>"}"#);
         assert_eq!(rich.description.as_deref(), Some("Some words ."));
     }
 

@@ -183,8 +183,12 @@ impl Page {
             take("twitter:description").or(take("description")).or(embed.description).or(summary);
         let pictures = ["twitter:image", "image", "image_src", "img"].map(&mut take);
         let kind = embed.kind.map(str::to_owned);
-        let found =
-            [("og:title", title), ("og:description", description), ("og:site_name", embed.site), ("og:type", kind)];
+        let found = [
+            ("og:title", title),
+            ("og:description", description),
+            ("og:site_name", embed.site),
+            ("og:type", kind),
+        ];
         for (key, value) in found {
             if let Some(value) = value.filter(|value| !value.is_empty()) {
                 self.properties.entry(key.to_owned()).or_insert(value);

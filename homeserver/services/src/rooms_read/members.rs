@@ -6,7 +6,7 @@ use super::{PageToken, ReadError, RoomReader};
 use crate::appservices::Appservice;
 use crate::render::{Shown, Viewer, render};
 use ruma::events::StateEventType;
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 use waxwing_rooms::visibility::membership_of;

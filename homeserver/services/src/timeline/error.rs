@@ -56,6 +56,9 @@ pub enum TimelineError {
     /// The same reaction by the same sender is there already.
     #[error("you have already sent this reaction")]
     DuplicateAnnotation,
+    /// A thread that would start at an event which has a relation itself.
+    #[error("a thread cannot start at an event that has a relation")]
+    NoThreadRoot,
     /// The account is a guest's, and the room lets no guests in.
     #[error("guests may not join this room")]
     GuestsForbidden,

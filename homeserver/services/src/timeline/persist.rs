@@ -48,12 +48,13 @@ impl Timeline {
         let room = received.event.room_id.clone();
         for _ in 0..ATTEMPTS {
             let row = store.read().await?.room_load(&room).await?.ok_or(TimelineError::NoRoom)?;
-            if let Some(known) = store.event(&received.event.event_id).await?
-                && !known.flags.outlier
-            {
-                return Ok(Persisted::Stored);
-            }
-            received.event = self.sealed_form(&received.event, &row.version)?;
+            received.event = match store.event(&received.event.event_id).await? {
+                Some(known) if !known.flags.outlier => return Ok(Persisted::Stored),
+                // What is here is kept as it is: this time it may have come redacted, by whose author was erased where
+                // it comes from, or who may not see it.
+                Some(known) => Arc::clone(&known.event),
+                None => self.sealed_form(&received.event, &row.version)?,
+            };
             let quiet = received.history.is_some() || received.verdict != Verdict::Accepted;
             if !quiet && received.current_state.is_some_and(|checked| checked != row.state_root) {
                 return Ok(Persisted::Raced);

@@ -314,9 +314,7 @@ pub(super) async fn check_relation(tx: &mut Tx, room: &RoomId, draft: &Draft) ->
                 return Ok(());
             };
             if root.event.room_id == *room && super::effects::relation(&root.event).is_some() {
-                return Err(TimelineError::InvalidParam(
-                    "a thread cannot start at an event that has a relation".to_owned(),
-                ));
+                return Err(TimelineError::NoThreadRoot);
             }
             Ok(())
         }

@@ -190,7 +190,12 @@ async fn servers_that_come_later_get_nothing_of_what_was_erased() {
     }
     let (early, late) = (&rooms[0], &rooms[1]);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !bob.get(&format!("/_matrix/client/v3/rooms/{}/event/{}", early.0, early.1)).await.status.is_success() {
+    while !bob
+        .get(&format!("/_matrix/client/v3/rooms/{}/event/{}", early.0, early.1))
+        .await
+        .status
+        .is_success()
+    {
         assert!(std::time::Instant::now() < end, "the letter did not arrive");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -39,6 +39,8 @@ impl From<TimelineError> for ApiError {
             TimelineError::DuplicateAnnotation => {
                 ApiError::new(bad, ErrorCode::DuplicateAnnotation, "You have already sent this reaction")
             }
+            // <https://spec.matrix.org/v1.19/client-server-api/#threading>
+            error @ TimelineError::NoThreadRoot => ApiError::new(bad, ErrorCode::Unknown, error),
             error @ TimelineError::GuestsForbidden => {
                 ApiError::new(StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden, error)
             }

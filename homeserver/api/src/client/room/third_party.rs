@@ -4,7 +4,7 @@ use crate::error::ApiError;
 use http::StatusCode;
 use ruma::api::client::membership::Invite3pid;
 use ruma::api::error::ErrorCode;
-use waxwing_federation::client::IdentityServer;
+use waxwing_federation::client::{ClientError, IdentityServer};
 use waxwing_services::third_party::{ThirdPartyError, ThirdPartyInvite};
 
 /// The invitation that a client asks for.
@@ -23,6 +23,9 @@ pub(crate) fn third_party_error(error: ThirdPartyError) -> ApiError {
         ThirdPartyError::Disabled => ApiError::forbidden("This server uses no identity server"),
         ThirdPartyError::Invalid(why) => ApiError::invalid_param(why),
         ThirdPartyError::Forbidden(why) => ApiError::forbidden(why),
+        ThirdPartyError::Identity(ClientError::Unwritable(_)) => {
+            ApiError::invalid_param("id_server is not a host name")
+        }
         ThirdPartyError::Identity(error) => {
             tracing::info!(%error, "an identity server did not help");
             ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, "The identity server did not help")
