@@ -415,7 +415,8 @@ async fn device_lists_tell_exactly_who_is_shared_with(site: Site) {
             let list = list.as_array().cloned().unwrap_or_default();
             list.iter().map(|user| user.as_str().unwrap().to_owned()).collect()
         };
-        let wanted = [changed, left].map(|users| users.iter().map(|raw| raw.user.clone()).collect());
+        let wanted: [BTreeSet<String>; 2] =
+            [changed, left].map(|users| users.iter().map(|raw| raw.user.clone()).collect());
         let mut told: [BTreeSet<String>; 2] = Default::default();
         let began = since.clone();
         // Another node may have it a moment later.

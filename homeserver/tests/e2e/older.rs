@@ -91,6 +91,8 @@ async fn older_clients_begin_and_go_on(site: Site) {
     eve.get(&one(&last)).await.refused(404, "M_NOT_FOUND");
     eve.get(&one("$nothing")).await.refused(404, "M_NOT_FOUND");
     eve.get(&one("nothing")).await.refused(400, "M_INVALID_PARAM");
-    bob.get("/_matrix/client/v3/events?from=nonsense").await.refused(400, "M_INVALID_PARAM");
+    for wrong in ["from=nonsense", "limit=many", "limit=-1", "timeout=soon"] {
+        bob.get(&format!("/_matrix/client/v3/events?{wrong}")).await.refused(400, "M_INVALID_PARAM");
+    }
     bob.get("/_matrix/client/v3/initialSync?limit=many").await.refused(400, "M_INVALID_PARAM");
 }

@@ -41,6 +41,10 @@ pub(super) async fn initial_sync(
 
 /// `GET /events`: of one room, for who peeks; or of all, as older clients ask.
 pub(super) async fn events(api: Api, received: Received) -> ApiResult<Response> {
+    // Of no effect: an answer is bounded anyway. What is no number is a mistake all the same.
+    if let Some(limit) = query_parameter(&received.parts, "limit") {
+        limit.parse::<u64>().map_err(ApiError::invalid_param)?;
+    }
     if query_parameter(&received.parts, "room_id").is_some() {
         return answer(events_of_room(api, typed(received)?).await?);
     }
