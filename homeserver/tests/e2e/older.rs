@@ -71,6 +71,7 @@ async fn older_clients_begin_and_go_on(site: Site) {
         info["messages"]["start"].as_str().unwrap()
     );
     assert_eq!(bob.get(&older).await.fine()["chunk"][0]["type"], "m.room.encrypted");
+    one_room(&bob, &room, &last).await;
     let info = of(&other);
     assert_eq!((&info["membership"], &info["inviter"]), (&json!("invite"), &json!(alice.user)), "{info}");
     assert!(began["presence"].is_array() && began["account_data"].is_array(), "{began}");
@@ -95,4 +96,24 @@ async fn older_clients_begin_and_go_on(site: Site) {
         bob.get(&format!("/_matrix/client/v3/events?{wrong}")).await.refused(400, "M_INVALID_PARAM");
     }
     bob.get("/_matrix/client/v3/initialSync?limit=many").await.refused(400, "M_INVALID_PARAM");
+}
+
+/// One room, as one of its members begins with it.
+async fn one_room(bob: &Raw, room: &str, last: &str) {
+    let read = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{last}");
+    bob.post(&read, json!({})).await.fine();
+    let tagged = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags/u.mine", bob.user);
+    bob.put(&tagged, json!({})).await.fine();
+    let path = format!("/_matrix/client/v3/rooms/{room}/initialSync?limit=1");
+    let end = Instant::now() + SOON;
+    let one = loop {
+        let one = bob.get(&path).await.fine();
+        if one["receipts"].to_string().contains(last) && one["account_data"][0]["type"] == "m.tag" {
+            break one;
+        }
+        assert!(Instant::now() < end, "{one}");
+    };
+    assert_eq!((&one["membership"], &one["visibility"]), (&json!("join"), &json!("public")), "{one}");
+    assert_eq!(one["messages"]["chunk"][0]["event_id"], last, "{one}");
+    assert!(one["presence"].is_array() && one["state"].is_array(), "{one}");
 }

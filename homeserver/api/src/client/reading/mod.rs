@@ -36,7 +36,7 @@ pub(super) fn routes() -> Router<Api> {
         .ruma(relations::of_types)
         .ruma(relations::threads)
         .ruma(relationships::relationships)
-        .ruma(peek::initial_sync)
+        .ruma_json(peek::initial_sync)
         .untyped::<listen_to_new_events::v3::Request, _, _>(peek::events)
         .ruma(older::initial_sync)
         .ruma(older::one_event)

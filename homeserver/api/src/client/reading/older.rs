@@ -12,6 +12,7 @@ use ruma::api::auth_scheme::AccessToken;
 use ruma::{EventId, OwnedRoomId, RoomId, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use waxwing_services::accounts::Requester;
@@ -134,6 +135,33 @@ fn within(room: &RoomId, events: &[Box<RawValue>]) -> ApiResult<Vec<Map<String, 
 fn own_member(events: &[Box<RawValue>], user: &UserId) -> Option<Value> {
     let events = events.iter().filter_map(|event| serde_json::from_str::<Value>(event.get()).ok());
     events.into_iter().find(|event| event["type"] == "m.room.member" && event["state_key"] == user.as_str())
+}
+
+/// What a member is told of a room beside its events: who of it is there, how far people have read, the member's own
+/// data.
+pub(super) async fn of_member(
+    api: &Api,
+    requester: &Requester,
+    room: &RoomId,
+    answer: &mut Value,
+) -> ApiResult<()> {
+    let filter = json!({"room": {"rooms": [room], "timeline": {"limit": 1}}, "account_data": {"types": []}});
+    let mut synced = api.sync.sync(&wanted(requester, None, &filter, Duration::ZERO)?).await?;
+    let Some(joined) = synced.rooms.join.remove(room) else { return Ok(()) };
+    let members: BTreeSet<String> = answer["state"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|event| event["type"] == "m.room.member" && event["content"]["membership"] == "join")
+        .filter_map(|event| event["state_key"].as_str().map(str::to_owned))
+        .collect();
+    let presence = synced.presence.events.iter().filter_map(|event| serde_json::from_str(event.get()).ok());
+    let near = |event: &Value| event["sender"].as_str().is_some_and(|user| members.contains(user));
+    answer["presence"] = presence.filter(near).collect();
+    let receipts = within(room, &joined.ephemeral.events)?;
+    answer["receipts"] = receipts.into_iter().filter(|event| event["type"] == "m.receipt").collect();
+    answer["account_data"] = json!(joined.account_data.events);
+    Ok(())
 }
 
 /// `GET /events/{eventId}`

@@ -1,6 +1,6 @@
 //! What is left of the API of old for one room: a look at it, and waiting for its events.
 
-use super::{older, query_parameter, raw_all, viewer};
+use super::{older, query_parameter, viewer};
 use crate::client::user::plain::JsonAnswer;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, Received, typed};
@@ -8,11 +8,9 @@ use crate::routes::answer;
 use crate::state::Api;
 use axum::response::Response;
 use http::StatusCode;
-use ruma::api::client::peeking::get_current_state::v3::PaginationChunk;
 use ruma::api::client::peeking::{get_current_state, listen_to_new_events};
-use ruma::api::client::room::Visibility;
 use ruma::api::error::ErrorCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Events of one answer unless the client says otherwise.
@@ -21,22 +19,30 @@ const DEFAULT_LIMIT: usize = 20;
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// `GET /rooms/{roomId}/initialSync`
-pub(super) async fn initial_sync(
-    api: Api,
-    args: Args<get_current_state::v3::Request>,
-) -> ApiResult<get_current_state::v3::Response> {
+pub(super) async fn initial_sync(api: Api, args: Args<get_current_state::v3::Request>) -> ApiResult<Value> {
     let room = args.request.room_id;
-    let limit = query_parameter(&args.parts, "limit").and_then(|limit| limit.parse().ok());
-    let snapshot =
-        api.reader.snapshot(&viewer(&args.requester), &room, limit.unwrap_or(DEFAULT_LIMIT)).await?;
-    let mut messages = PaginationChunk::new(raw_all(snapshot.messages), snapshot.end);
-    messages.start = Some(snapshot.start);
-    let mut response = get_current_state::v3::Response::new(room);
-    response.membership = snapshot.membership.map(|membership| membership.as_str().into());
-    response.visibility = Some(if snapshot.published { Visibility::Public } else { Visibility::Private });
-    response.state = raw_all(snapshot.state);
-    response.messages = Some(messages);
-    Ok(response)
+    let limit = match query_parameter(&args.parts, "limit") {
+        Some(limit) => limit.parse().map_err(ApiError::invalid_param)?,
+        None => DEFAULT_LIMIT,
+    };
+    let snapshot = api.reader.snapshot(&viewer(&args.requester), &room, limit).await?;
+    let mut answer = json!({
+        "room_id": room,
+        "membership": snapshot.membership,
+        "visibility": if snapshot.published { "public" } else { "private" },
+        "state": snapshot.state,
+        "messages": { "chunk": snapshot.messages, "start": snapshot.start, "end": snapshot.end },
+        "presence": [],
+        "receipts": [],
+        "account_data": [],
+    });
+    match snapshot.membership.as_deref() {
+        Some("join") => older::of_member(&api, &args.requester, &room, &mut answer).await?,
+        Some(_) => {}
+        // Who looks in from outside has none.
+        None => drop(answer.as_object_mut().and_then(|answer| answer.remove("membership"))),
+    }
+    Ok(answer)
 }
 
 /// `GET /events`: of one room, for who peeks; or of all, as older clients ask.
