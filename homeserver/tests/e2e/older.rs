@@ -81,7 +81,13 @@ async fn older_clients_begin_and_go_on(site: Site) {
     let from = until_told(&bob, from, "a letter", |event| event["event_id"] == sent).await;
     let third = alice.create_room(json!({"preset": "private_chat", "invite": [bob.user]})).await;
     let invited = |event: &Value| event["room_id"] == *third && event["content"]["membership"] == "invite";
-    until_told(&bob, from, "an invitation", invited).await;
+    let from = until_told(&bob, from, "an invitation", invited).await;
+    let data = format!("/_matrix/client/v3/user/{}/account_data/org.example.kind", bob.user);
+    bob.put(&data, json!({"a": 1})).await.fine();
+    let from = until_told(&bob, from, "account data", |event| event["type"] == "org.example.kind").await;
+    let tag = format!("/_matrix/client/v3/user/{}/rooms/{room}/tags/u.other", bob.user);
+    bob.put(&tag, json!({})).await.fine();
+    until_told(&bob, from, "a tag", |event| event["type"] == "m.tag" && event["room_id"] == *room).await;
     // No message between devices is lost by it.
     let synced = bob.get("/_matrix/client/v3/sync?timeout=0").await.fine();
     assert_eq!(synced["to_device"]["events"][0]["content"]["n"], 1, "{synced}");

@@ -49,8 +49,10 @@ pub(super) async fn initial_sync(api: Api, args: Args<InitialSync>) -> ApiResult
     let wanted = wanted(&args.requester, None, &filter, Duration::ZERO)?;
     let SyncResponse { next_batch, rooms, presence, account_data, .. } = api.sync.sync(&wanted).await?;
     let mut shown = Vec::new();
+    let mut receipts = Vec::new();
     for (room, joined) in rooms.join {
-        let JoinedRoom { state, timeline, account_data, .. } = joined;
+        let JoinedRoom { state, timeline, account_data, ephemeral, .. } = joined;
+        receipts.extend(receipts_of(&room, &ephemeral.events)?);
         let state = state.state_after.map(|state| state.events).unwrap_or_default();
         let mut info = info(&api, &room, "join", &state, timeline, &next_batch).await?;
         info.insert("account_data".to_owned(), json!(account_data.events));
@@ -75,8 +77,15 @@ pub(super) async fn initial_sync(api: Api, args: Args<InitialSync>) -> ApiResult
         "end": next_batch,
         "rooms": shown,
         "presence": presence.events,
+        "receipts": receipts,
         "account_data": account_data.events,
     }))
+}
+
+/// How far people have read in a room.
+fn receipts_of(room: &RoomId, ephemeral: &[Box<RawValue>]) -> ApiResult<Vec<Map<String, Value>>> {
+    let events = within(room, ephemeral)?.into_iter();
+    Ok(events.filter(|event| event["type"] == "m.receipt").collect())
 }
 
 fn wanted(
@@ -158,8 +167,7 @@ pub(super) async fn of_member(
     let presence = synced.presence.events.iter().filter_map(|event| serde_json::from_str(event.get()).ok());
     let near = |event: &Value| event["sender"].as_str().is_some_and(|user| members.contains(user));
     answer["presence"] = presence.filter(near).collect();
-    let receipts = within(room, &joined.ephemeral.events)?;
-    answer["receipts"] = receipts.into_iter().filter(|event| event["type"] == "m.receipt").collect();
+    answer["receipts"] = json!(receipts_of(room, &joined.ephemeral.events)?);
     answer["account_data"] = json!(joined.account_data.events);
     Ok(())
 }
@@ -193,6 +201,7 @@ pub(super) async fn events(
     for (room, joined) in &answer.rooms.join {
         chunk.extend(within(room, &joined.timeline.events)?);
         chunk.extend(within(room, &joined.ephemeral.events)?);
+        chunk.extend(within(room, &joined.account_data.events)?);
     }
     for (room, left) in &answer.rooms.leave {
         chunk.extend(within(room, &left.timeline.events)?);
@@ -204,9 +213,8 @@ pub(super) async fn events(
     };
     let invites = answer.rooms.invite.iter().map(|(room, invited)| (room, &invited.invite_state.events));
     chunk.extend(invites.filter_map(own));
-    let presence = answer.presence.events.iter().map(|event| serde_json::from_str(event.get()));
-    for event in presence {
-        chunk.push(event.map_err(ApiError::internal)?);
+    for event in answer.presence.events.iter().chain(&answer.account_data.events) {
+        chunk.push(serde_json::from_str(event.get()).map_err(ApiError::internal)?);
     }
     JsonAnswer::new(&json!({ "chunk": chunk, "start": since.to_string(), "end": answer.next_batch }))
 }
