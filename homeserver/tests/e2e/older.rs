@@ -92,16 +92,7 @@ async fn older_clients_begin_and_go_on(site: Site) {
     let synced = bob.get("/_matrix/client/v3/sync?timeout=0").await.fine();
     assert_eq!(synced["to_device"]["events"][0]["content"]["n"], 1, "{synced}");
 
-    let one = |id: &str| format!("/_matrix/client/v3/events/{id}");
-    let shown = bob.get(&one(&last)).await.fine();
-    assert_eq!((&shown["event_id"], &shown["room_id"]), (&json!(last), &json!(room)));
-    eve.get(&one(&last)).await.refused(404, "M_NOT_FOUND");
-    eve.get(&one("$nothing")).await.refused(404, "M_NOT_FOUND");
-    eve.get(&one("nothing")).await.refused(400, "M_INVALID_PARAM");
-    for wrong in ["from=nonsense", "limit=many", "limit=-1", "timeout=soon"] {
-        bob.get(&format!("/_matrix/client/v3/events?{wrong}")).await.refused(400, "M_INVALID_PARAM");
-    }
-    bob.get("/_matrix/client/v3/initialSync?limit=many").await.refused(400, "M_INVALID_PARAM");
+    one_event(&bob, &eve, &room, &last).await;
 }
 
 /// One room, as one of its members begins with it.
@@ -122,4 +113,17 @@ async fn one_room(bob: &Raw, room: &str, last: &str) {
     assert_eq!((&one["membership"], &one["visibility"]), (&json!("join"), &json!("public")), "{one}");
     assert_eq!(one["messages"]["chunk"][0]["event_id"], last, "{one}");
     assert!(one["presence"].is_array() && one["state"].is_array(), "{one}");
+}
+
+async fn one_event(bob: &Raw, eve: &Raw, room: &str, last: &str) {
+    let one = |id: &str| format!("/_matrix/client/v3/events/{id}");
+    let shown = bob.get(&one(last)).await.fine();
+    assert_eq!((&shown["event_id"], &shown["room_id"]), (&json!(last), &json!(room)));
+    eve.get(&one(last)).await.refused(404, "M_NOT_FOUND");
+    eve.get(&one("$nothing")).await.refused(404, "M_NOT_FOUND");
+    eve.get(&one("nothing")).await.refused(400, "M_INVALID_PARAM");
+    for wrong in ["from=nonsense", "limit=many", "limit=-1", "timeout=soon"] {
+        bob.get(&format!("/_matrix/client/v3/events?{wrong}")).await.refused(400, "M_INVALID_PARAM");
+    }
+    bob.get("/_matrix/client/v3/initialSync?limit=many").await.refused(400, "M_INVALID_PARAM");
 }
