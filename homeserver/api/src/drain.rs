@@ -98,7 +98,7 @@ mod tests {
         let counted = Arc::clone(&count);
         let body = futures_util::stream::iter((0..pieces).map(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, std::io::Error>(Bytes::from_static(&[7; PIECE]))
+            Ok::<_, std::io::Error>(Bytes::from(vec![7; PIECE]))
         }));
         let router = Router::new()
             .route(

@@ -39,7 +39,7 @@ async fn older_clients_begin_and_go_on(site: Site) {
     }
     let whoami = bob.get("/_matrix/client/v3/account/whoami").await.fine();
     let device = whoami["device_id"].as_str().unwrap();
-    let message = json!({"messages": {&bob.user: {device: {"algorithm": "m.olm.v1", "n": 1}}}});
+    let message = json!({"messages": {&bob.user: {device: {"algorithm": "m.olm.v1", "ciphertext": {"k": {}}, "n": 1}}}});
     alice.put("/_matrix/client/v3/sendToDevice/m.room.encrypted/1", message).await.fine();
     // What the node that is asked has seen, it tells.
     bob.get("/_matrix/client/v3/sync?timeout=0").await.fine();

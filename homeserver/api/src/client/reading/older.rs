@@ -133,12 +133,12 @@ async fn info(
 
 /// The events of a room's part of a sync, which do not say of which room they are.
 fn within(room: &RoomId, events: &[Box<RawValue>]) -> ApiResult<Vec<Map<String, Value>>> {
-    let event = |event: &Box<RawValue>| {
+    let shown = |event: &RawValue| {
         let mut event: Map<String, Value> = serde_json::from_str(event.get()).map_err(ApiError::internal)?;
         event.insert("room_id".to_owned(), json!(room));
         Ok(event)
     };
-    events.iter().map(event).collect()
+    events.iter().map(|event| shown(event)).collect()
 }
 
 fn own_member(events: &[Box<RawValue>], user: &UserId) -> Option<Value> {
