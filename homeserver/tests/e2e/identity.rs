@@ -78,14 +78,6 @@ impl IdentityServer {
         json!({"id_server": self.0.name, "id_access_token": "secret", "medium": "email", "address": address})
     }
 
-    /// Says that `user` has the address of the invitation, signed by `key`.
-    fn signed(&self, key: &KeyPair, user: &str, token: &str, sender: &str) -> Value {
-        let signed = json!({"mxid": user, "token": token, "sender": sender});
-        let mut object = serde_json::from_value(signed).unwrap();
-        key.sign_json("localhost".try_into().unwrap(), &mut object).unwrap();
-        serde_json::to_value(object).unwrap()
-    }
-
     /// Tells the user's server that an address was proven.
     async fn bind(&self, server: &str, user: &str, room: &str, sender: &str, signed: Value) -> Answer {
         let body = json!({
@@ -99,6 +91,14 @@ impl IdentityServer {
         let request = careless().request(Method::PUT, url).body(body.to_string());
         Answer::of(request.send().await.unwrap()).await
     }
+}
+
+/// Says that `user` has the address of the invitation, signed by `key`.
+fn signed(key: &KeyPair, user: &str, token: &str, sender: &str) -> Value {
+    let signed = json!({"mxid": user, "token": token, "sender": sender});
+    let mut object = serde_json::from_value(signed).unwrap();
+    key.sign_json("localhost".try_into().unwrap(), &mut object).unwrap();
+    serde_json::to_value(object).unwrap()
 }
 
 async fn lookup(State(inner): State<Arc<Inner>>, Json(asked): Json<Value>) -> Json<Value> {
@@ -185,10 +185,10 @@ impl Cast {
 
     /// Proves that the address of an invitation is `who`'s.
     async fn prove(&self, who: &Raw, key: &KeyPair, token: &str) -> Answer {
-        let signed = self.identity.signed(key, &who.user, token, &self.alice.user);
+        let said = signed(key, &who.user, token, &self.alice.user);
         let sender = &self.alice.user;
         let server = &who.base;
-        self.identity.bind(server, &who.user, &self.room, sender, signed).await
+        self.identity.bind(server, &who.user, &self.room, sender, said).await
     }
 
     async fn membership(&self, user: &str) -> Answer {
@@ -240,7 +240,7 @@ async fn nobody_takes_up_an_invitation_that_is_not_theirs() {
         // A key that is not the invitation's, a token that is none, and what was signed of somebody else.
         cast.prove(&eve, &forger, &token).await.fine();
         cast.prove(&eve, &cast.identity.0.key, "token99").await.fine();
-        let other = cast.identity.signed(&cast.identity.0.key, &mallory.user, &token, &cast.alice.user);
+        let other = signed(&cast.identity.0.key, &mallory.user, &token, &cast.alice.user);
         cast.identity.bind(&eve.base, &eve.user, &cast.room, &cast.alice.user, other.clone()).await.fine();
         let join = format!("/_matrix/client/v3/join/{}", cast.room);
         let via = format!("{join}?via={}", NAMES[0]);

@@ -95,7 +95,7 @@ async fn trees_are_walked_as_each_may_see_them(site: Site) {
     alice.post(&at(&closed, "invite"), json!({"user_id": bob.user})).await.fine();
     assert_eq!(rooms(&hierarchy(&bob, &root, "").await.fine()), all);
 
-    assert_eq!(rooms(&hierarchy(&alice, &root, "max_depth=0").await.fine()), [root.clone()]);
+    assert_eq!(rooms(&hierarchy(&alice, &root, "max_depth=0").await.fine()), std::slice::from_ref(&root));
     let shallow = hierarchy(&alice, &root, "max_depth=1").await.fine();
     assert!(!rooms(&shallow).contains(&deep) && rooms(&shallow).contains(&owls), "{shallow}");
     let suggested = hierarchy(&alice, &root, "suggested_only=true").await.fine();
