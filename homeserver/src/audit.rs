@@ -32,7 +32,7 @@ pub async fn run(config: &Config, show_event: Option<&str>) -> anyhow::Result<bo
 }
 
 /// Opens the database, which must be there: an audit of a new one would say that all is well.
-async fn open(config: &Config) -> anyhow::Result<Store> {
+pub(crate) async fn open(config: &Config) -> anyhow::Result<Store> {
     let url = config.database_url();
     let shown = config.database_shown();
     if let Some(path) = url.expose().strip_prefix("sqlite:") {

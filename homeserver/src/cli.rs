@@ -2,7 +2,7 @@
 
 use crate::config::{self, Config, Sources};
 use crate::media::{self, MediaCommand};
-use crate::{audit, logs, node, purge, signing_key, user};
+use crate::{audit, doctor, logs, node, purge, signing_key, user};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ruma::{OwnedEventId, OwnedRoomId};
@@ -77,6 +77,8 @@ enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+    /// Check that the whole database agrees with itself; works while the server runs; fails if it does not
+    Doctor,
     /// Look through the whole database for plaintext messages; fails if there are any
     Audit {
         /// Show what is stored of one event
@@ -262,6 +264,10 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Purges { id } => {
             let found = runtime.block_on(purge::show(&config, id.as_deref()))?;
             Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Doctor => {
+            let healthy = runtime.block_on(doctor::run(&config))?;
+            Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Audit { show_event } => {
             let clean = runtime.block_on(audit::run(&config, show_event.as_deref()))?;

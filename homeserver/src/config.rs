@@ -59,6 +59,9 @@ settings! {
         appservices: Option<PathBuf> = None, example r#""./appservices""#;
         /// Threads that serve requests; 0 takes one for each core.
         workers: usize = 0;
+        /// How many seconds a node that was told to stop goes on serving while `/_waxwing/ready` says that it is
+        /// stopping: as long as load balancers need to notice. 0 where there is none.
+        drain_seconds: u64 = 0;
         /// Where the server listens. Each entry is an address with a port, an array of them, or `""` for none.
         listen: Listen = Listen::default();
         /// The certificate of the federation listener.

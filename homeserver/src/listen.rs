@@ -1,6 +1,7 @@
 //! Listeners: bound all together before anything is served, ended all together.
 
 use crate::config::Addresses;
+use crate::taken::Taken;
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -28,6 +29,8 @@ use tower::Service;
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// A handshake that is not done by then is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A client that takes nothing of its answer for so long is cut off: the answer is memory that others need.
+const STALLED: Duration = Duration::from_secs(30);
 /// After a failure to take a connection, for want of file descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How every connection of HTTP/2 begins: <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>.
@@ -157,10 +160,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
                 begun = begun => matches!(begun, Ok(Ok(true))),
                 () = shared.closing.cancelled() => return,
             };
-            serve(stream, http2, peer, &shared).await;
+            serve(Taken::new(stream, STALLED), http2, peer, &shared).await;
         }
         Scheme::Https(tls) => {
-            let handshake = TlsAcceptor::from(tls.get_inner()).accept(stream);
+            let handshake = TlsAcceptor::from(tls.get_inner()).accept(Taken::new(stream, STALLED));
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
             let stream = tokio::select! {
                 done = handshake => match done {

@@ -2,6 +2,7 @@
 
 use crate::config::{Addresses, Config, Registration};
 use crate::data_dir::DataDir;
+use crate::health::Health;
 use crate::listen::{Listeners, Scheme, Sockets};
 use crate::wiring::App;
 use crate::{metrics, signing_key, tls};
@@ -28,6 +29,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 pub struct Node {
     config: Config,
     app: App,
+    health: Health,
     listeners: Listeners,
     addresses: Bound,
     certificate: Option<(tls::Files, RustlsConfig)>,
@@ -72,14 +74,26 @@ impl Node {
         };
         let stop = CancellationToken::new();
         let app = App::build(&config, key, stop.clone()).await?;
+        let health = Health::new(app.store().clone());
         let mut listeners = Listeners::default();
-        listeners.serve(client, &Scheme::Http, &app.client)?;
+        listeners.serve(client, &Scheme::Http, &health.around(&app.client))?;
         if let Some((_, tls)) = &certificate {
-            listeners.serve(federation, &Scheme::Https(tls.clone()), &app.federation)?;
+            listeners.serve(federation, &Scheme::Https(tls.clone()), &health.around(&app.federation))?;
         }
-        listeners.serve(metrics_sockets, &Scheme::Http, &metrics::routes())?;
+        listeners.serve(metrics_sockets, &Scheme::Http, &metrics::routes().merge(health.routes()))?;
         let upkeep = tokio::spawn(metrics::keep_up());
-        Ok(Node { config, app, listeners, addresses, certificate, stop, upkeep, began, _data_dir: data_dir })
+        Ok(Node {
+            config,
+            app,
+            health,
+            listeners,
+            addresses,
+            certificate,
+            stop,
+            upkeep,
+            began,
+            _data_dir: data_dir,
+        })
     }
 
     pub fn addresses(&self) -> &Bound {
@@ -123,11 +137,23 @@ impl Node {
                     Asked::Reload => self.reload().await,
                 },
                 error = self.listeners.failed() => break Some(error),
+                () = self.app.store().gone_back() => break Some(anyhow::anyhow!(
+                    "the database lacks what this node has read from it: it was restored, or fell to a replica that \
+                     was behind; this process cannot go on, the next one can"
+                )),
             }
         };
         tracing::info!("stopping");
+        let drain =
+            if failure.is_none() { Duration::from_secs(self.config.drain_seconds) } else { Duration::ZERO };
+        let stopping = async {
+            self.health.drain();
+            // Whoever shares requests out sees that this node is going, and sends them to others.
+            tokio::time::sleep(drain).await;
+            self.stop().await;
+        };
         tokio::select! {
-            () = self.stop() => tracing::info!("stopped"),
+            () = stopping => tracing::info!("stopped"),
             // Whoever asks twice does not want to wait.
             () = signals.again() => tracing::warn!("stopped without waiting for requests"),
         }

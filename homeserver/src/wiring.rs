@@ -433,6 +433,11 @@ impl App {
         Ok(App { client, federation, first_token, tasks, core })
     }
 
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.core.store
+    }
+
     /// Closes the database: the last handle ends the task that commits. Requests have ended.
     pub async fn close(self) {
         let App { core, tasks, .. } = self;

@@ -110,6 +110,23 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("PUT", "upload/{server_name}/{media_id}", Limited::Upload),
 ];
 
+/// Endpoints whose requests mostly wait: for news, or for other servers.
+const WAITING: &[(&str, &str)] = &[
+    ("GET", "sync"),
+    ("POST", "sync"),
+    ("POST", "org.matrix.simplified_msc3575/sync"),
+    ("GET", "events"),
+    ("POST", "rooms/{room_id}/join"),
+    ("POST", "join/{room_id_or_alias}"),
+    ("POST", "knock/{room_id_or_alias}"),
+    ("GET", "media/download/{server_name}/{media_id}"),
+    ("GET", "media/download/{server_name}/{media_id}/{filename}"),
+    ("GET", "media/thumbnail/{server_name}/{media_id}"),
+    ("GET", "media/preview_url"),
+    ("POST", "upload"),
+    ("PUT", "upload/{server_name}/{media_id}"),
+];
+
 /// What an endpoint asks of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
@@ -123,6 +140,8 @@ pub(crate) struct Rules {
     pub limited: Option<Limited>,
     /// The largest body in bytes.
     pub body: usize,
+    /// Its requests mostly wait, and do not count as running.
+    pub waits: bool,
 }
 
 /// The rules of an endpoint. `path` is its newest path in ruma's spelling.
@@ -138,6 +157,7 @@ pub(crate) fn rules(method: &Method, path: &str, token: bool) -> Rules {
             .find(|(of, at, _)| *of == method.as_str() && *at == tail)
             .map(|(_, _, limited)| *limited),
         body: if token { LARGE_BODY } else { SMALL_BODY },
+        waits: listed(WAITING),
     }
 }
 
@@ -158,5 +178,6 @@ mod tests {
         let logout = rules(&Method::POST, "/_matrix/client/v3/logout/all", true);
         assert!(logout.locked && logout.suspended && logout.limited.is_none());
         assert!(!rules(&Method::POST, "/_matrix/client/v3/createRoom", true).guests);
+        assert!(rules(&Method::GET, "/_matrix/client/v3/sync", true).waits && !send.waits);
     }
 }

@@ -15,6 +15,9 @@ use waxwing_services::rooms_read::ReadError;
 use waxwing_services::sync::SyncError;
 use waxwing_services::sync::sliding::SlidingError;
 
+/// What comes back within seconds is asked for again after this time.
+const AWAY: Duration = Duration::from_secs(1);
+
 /// An error as it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
@@ -125,6 +128,15 @@ impl ApiError {
         error
     }
 
+    /// 503 `M_UNKNOWN`: the database is away, or too much waits for it. The same request is worth sending again.
+    pub fn away(error: impl Display) -> ApiError {
+        tracing::warn!(%error, "a request could not be served now");
+        let text = "The server cannot do this just now; try again";
+        let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unknown, text);
+        error.retry_after = Some(AWAY);
+        error
+    }
+
     /// 500 `M_UNKNOWN`. What happened goes to the log, not to the client.
     pub fn internal(error: impl Display) -> ApiError {
         tracing::error!(%error, "a request failed");
@@ -148,7 +160,17 @@ impl IntoResponse for ApiError {
 
 impl From<waxwing_services::StoreError> for ApiError {
     fn from(error: waxwing_services::StoreError) -> ApiError {
-        ApiError::internal(error)
+        ApiError::from(&error)
+    }
+}
+
+impl From<&waxwing_services::StoreError> for ApiError {
+    fn from(error: &waxwing_services::StoreError) -> ApiError {
+        match error {
+            waxwing_services::StoreError::Full => ApiError::limit_exceeded(AWAY),
+            error if error.is_passing() => ApiError::away(error),
+            error => ApiError::internal(error),
+        }
     }
 }
 
@@ -195,7 +217,7 @@ impl From<DeserializationError> for ApiError {
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> ApiError {
         match error {
-            ReadError::Store(error) => ApiError::internal(error),
+            ReadError::Store(error) => ApiError::from(error),
             error @ ReadError::Forbidden => ApiError::forbidden(error),
             error @ ReadError::NotFound(_) => ApiError::not_found(error),
             error @ ReadError::InvalidParam(_) => ApiError::invalid_param(error),
@@ -210,7 +232,7 @@ impl From<SyncError> for ApiError {
     fn from(error: SyncError) -> ApiError {
         match error {
             error @ SyncError::BadFilter(_) => ApiError::invalid_param(error),
-            SyncError::Store(error) => ApiError::internal(error),
+            SyncError::Store(error) => ApiError::from(error),
         }
     }
 }
@@ -221,7 +243,7 @@ impl From<SlidingError> for ApiError {
             error @ SlidingError::UnknownPos => {
                 ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownPos, error)
             }
-            SlidingError::Store(error) => ApiError::internal(error),
+            SlidingError::Store(error) => ApiError::from(error),
         }
     }
 }
@@ -231,7 +253,7 @@ impl From<AuthError> for ApiError {
         match error {
             AuthError::Unknown => ApiError::unknown_token(false),
             AuthError::Expired => ApiError::unknown_token(true),
-            AuthError::Store(error) => ApiError::internal(error),
+            AuthError::Store(error) => ApiError::from(error),
         }
     }
 }

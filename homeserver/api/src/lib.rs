@@ -9,6 +9,7 @@ mod error;
 mod extract;
 mod federation;
 mod limits;
+mod load;
 mod observe;
 mod pages;
 mod routes;

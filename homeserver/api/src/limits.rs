@@ -1,6 +1,7 @@
 //! Rate limits for each account or address.
 
 use crate::error::ApiError;
+use crate::load::Load;
 use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
@@ -125,6 +126,8 @@ pub struct Limits {
     mail: Option<Limit>,
     meeting: Option<Limit>,
     federation: Option<Limit>,
+    /// What the node has taken on, whoever asked for it.
+    pub(crate) load: Load,
 }
 
 /// The rates of [`Limits::new`].
@@ -170,6 +173,7 @@ impl Limits {
             mail: Limit::new(LETTERS),
             meeting: Limit::new(MEETINGS),
             federation: Limit::new(rates.federation),
+            load: Load::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::access::{Rules, rules};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
+use crate::load::Share;
 use crate::observe::observe;
 use crate::state::Api;
 use axum::Router;
@@ -248,11 +249,26 @@ fn register_empty_last(
 
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
-        match handler(&run, api, endpoint, short, request).await {
+        let taken_on = match take_on(&api, &endpoint.rules, &request) {
+            Ok(taken_on) => taken_on,
+            Err(error) => return error.into_response(),
+        };
+        let response = match handler(&run, api, endpoint, short, request).await {
             Ok(running) => running.await.unwrap_or_else(ApiError::into_response),
             Err(error) => error.into_response(),
-        }
+        };
+        drop(taken_on);
+        response
     })
+}
+
+/// What the node takes on with the request, held until it is answered.
+///
+/// # Errors
+/// 429 `M_LIMIT_EXCEEDED` when that is too much.
+fn take_on(api: &Api, rules: &Rules, request: &Request) -> ApiResult<(Option<Share>, Option<Share>)> {
+    let running = if rules.waits { None } else { Some(api.limits.load.run()?) };
+    Ok((running, api.limits.load.hold(announced(request, rules.body))?))
 }
 
 /// The handler, running, of a request that may be made. On the heap, and gone while the handler waits: of a long poll
@@ -271,6 +287,14 @@ fn handler(
         }
         Ok(run(api, received))
     })
+}
+
+/// How large the body of a request may become, as far as its head tells.
+fn announced(request: &Request, most: usize) -> usize {
+    let length = request.headers().get(http::header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let unknown = if request.headers().contains_key(http::header::TRANSFER_ENCODING) { most } else { 0 };
+    length.unwrap_or(unknown).min(most)
 }
 
 /// What every listener has: answers for what is not there, and [`observe`] around everything.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use waxwing_model::{LogPosition, opaque_id};
 use waxwing_rooms::sealed;
 pub use waxwing_storage::DelayedRow;
-use waxwing_storage::{Engine, Fact, NewRow, StoreError};
+use waxwing_storage::{Engine, Fact, LEASE_LASTS, LEASE_RENEW, NewRow, StoreError};
 
 /// The longest delay: calls need minutes; what shall happen next week is no client's heart-beat.
 pub const MAX_DELAY: Duration = Duration::from_hours(24);
@@ -31,9 +31,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// After an error of the database.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the lease lasts without being renewed, milliseconds: what a crashed node delays the events by.
-const LEASE: u64 = 6_000;
+const LEASE: u64 = LEASE_LASTS;
 /// How often it is renewed, or asked for.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW: Duration = LEASE_RENEW;
 /// The name of the lease.
 const LEASE_NAME: &str = "delayed-events";
 /// The reference of the log row that says that an event waits.
@@ -306,17 +306,8 @@ impl Delayed {
     }
 
     async fn lease(&self) -> Result<bool, StoreError> {
-        let (owner, now) = (Arc::clone(&self.owner), self.core.now());
-        self.core
-            .store
-            .write("delayed events lease", Vec::new(), move |tx| {
-                let owner = Arc::clone(&owner);
-                Box::pin(async move {
-                    let epoch = tx.lease_take(LEASE_NAME, &owner, now, now + LEASE).await?;
-                    Ok(epoch.is_some())
-                })
-            })
-            .await
+        let epoch = self.core.store.lease_take(LEASE_NAME, &self.owner, self.core.now(), LEASE).await?;
+        Ok(epoch.is_some())
     }
 
     async fn give_back(&self) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ mod before;
 mod core;
 pub mod delayed;
 pub mod directory;
+pub mod doctor;
 pub mod erasure;
 pub mod federation;
 pub mod filters;

@@ -22,6 +22,12 @@ const NOTIFY: &str = "SELECT pg_notify('waxwing_log', $1)";
 const POLL: Duration = Duration::from_secs(1);
 /// Hints are coalesced: at most one in this time.
 const COALESCE: Duration = Duration::from_millis(2);
+/// A node gives a hint at least this often, so that all who listen know that they still hear.
+const HEARTBEAT: Duration = Duration::from_secs(4);
+/// Whoever hears nothing for so long, not even its own heartbeat, listens to a dead line.
+const SILENCE: Duration = Duration::from_secs(10);
+/// A hint that is not sent by then goes over a dead line.
+const SENT: Duration = Duration::from_secs(5);
 /// Between attempts to connect again after a connection was lost.
 const RECONNECT: Duration = Duration::from_millis(250);
 
@@ -29,10 +35,9 @@ const RECONNECT: Duration = Duration::from_millis(250);
 pub(crate) fn follow(inner: &Arc<Inner>, to_whisper: mpsc::Receiver<String>) {
     tokio::spawn(poll(Arc::downgrade(inner)));
     if let Pools::Postgres { own, .. } = &inner.pools {
-        let options = own.connect_options();
         let committed = inner.committed.subscribe();
-        tokio::spawn(listen(Arc::downgrade(inner), committed.clone(), PgConnectOptions::clone(&options)));
-        tokio::spawn(hint(Arc::downgrade(inner), committed, to_whisper, PgConnectOptions::clone(&options)));
+        tokio::spawn(listen(Arc::downgrade(inner), committed.clone(), own.options().clone()));
+        tokio::spawn(hint(Arc::downgrade(inner), committed, to_whisper, own.options().clone()));
     }
 }
 
@@ -45,8 +50,10 @@ async fn poll(store: Weak<Inner>) {
 }
 
 async fn catch_up(inner: &Inner) {
-    if let Err(error) = inner.catch_up().await {
-        tracing::warn!(%error, "cannot follow the log");
+    match inner.catch_up().await {
+        Ok(()) => {}
+        Err(error @ crate::StoreError::GoneBack(_)) => tracing::error!(%error, "cannot follow the log"),
+        Err(error) => tracing::warn!(%error, "cannot follow the log"),
     }
 }
 
@@ -75,7 +82,8 @@ async fn listen(store: Weak<Inner>, committed: watch::Receiver<()>, options: PgC
 }
 
 async fn follow_hints(store: &Weak<Inner>, pool: &sqlx::PgPool) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
+    let listener = tokio::time::timeout(SENT, PgListener::connect_with(pool)).await;
+    let mut listener = listener.map_err(|_| sqlx::Error::PoolTimedOut)??;
     listener.listen_all([CHANNEL, WHISPERS]).await?;
     // What was committed before we listened.
     let mut position = None;
@@ -86,7 +94,9 @@ async fn follow_hints(store: &Weak<Inner>, pool: &sqlx::PgPool) -> Result<(), sq
         }
         drop(inner);
         // Without a hint the connection was lost and is there again: what came between was not heard.
-        let hint = listener.try_recv().await?;
+        let silence =
+            || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "nothing is heard"));
+        let hint = tokio::time::timeout(SILENCE, listener.try_recv()).await.map_err(|_| silence())??;
         if let Some(whisper) = hint.as_ref().filter(|hint| hint.channel() == WHISPERS) {
             let Some(inner) = store.upgrade() else { return Ok(()) };
             inner.whispers.hear(whisper.payload());
@@ -111,8 +121,8 @@ async fn hint(
     let mut connection: Option<PgConnection> = None;
     loop {
         let sent = tokio::select! {
-            changed = committed.changed() => {
-                if changed.is_err() {
+            changed = tokio::time::timeout(HEARTBEAT, committed.changed()) => {
+                if matches!(changed, Ok(Err(_))) {
                     return;
                 }
                 let Some(head) = store.upgrade().map(|inner| inner.tail.head()) else { return };
@@ -146,11 +156,14 @@ async fn send(
     statement: &'static str,
     text: &str,
 ) -> Result<(), sqlx::Error> {
-    if connection.is_none() {
-        *connection = Some(options.connect().await?);
-    }
-    if let Some(connection) = connection {
-        sqlx::query(statement).bind(text).execute(connection).await?;
-    }
-    Ok(())
+    let sent = async {
+        if connection.is_none() {
+            *connection = Some(options.connect().await?);
+        }
+        if let Some(connection) = connection {
+            sqlx::query(statement).bind(text).execute(connection).await?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(SENT, sent).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }

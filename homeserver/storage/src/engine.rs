@@ -1,13 +1,15 @@
 //! Two engines behind one type. A query is written once and type-checked for each engine by [`on_engine!`].
 
 use crate::error::{StoreError, StoreResult};
+use crate::postgres::{PgConn, PgConnections};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
+use sqlx::{Sqlite, SqlitePool};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections for each core that read on SQLite: enough to keep the disk busy. Each takes some 3 MB once it was busy.
@@ -26,10 +28,10 @@ const SQLITE_WRITER_CACHE: &str = "-16000";
 const SQLITE_CHECKPOINT: &str = "8000";
 /// Connections of one node to PostgreSQL for lookups. With its own ([`POSTGRES_OWN`]) and the two of `bus.rs` a node has
 /// 16; PostgreSQL's default of 100 must serve several nodes.
-const POSTGRES_CONNECTIONS: u32 = 12;
+const POSTGRES_CONNECTIONS: usize = 12;
 /// Connections that requests cannot take: one commits groups, one follows the log. So neither ever waits behind lookups.
-const POSTGRES_OWN: u32 = 2;
-/// A statement that waits longer for a lock or a connection has met a fault, not load.
+const POSTGRES_OWN: usize = 2;
+/// A statement of SQLite that waits longer for a lock or a connection has met a fault, not load.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `$body` with `$c` bound to the engine's own connection type. `$body` is compiled twice; no `return`, no `?`.
@@ -41,8 +43,13 @@ macro_rules! on_engine {
                 $body
             }
             $crate::engine::Conn::Postgres(inner) => {
-                let $c = &mut **inner;
-                $body
+                let limit = inner.begins();
+                let running = async {
+                    let $c = &mut **inner;
+                    $body
+                };
+                let outcome = tokio::time::timeout(limit, running).await;
+                inner.ended(outcome)
             }
         }
     };
@@ -63,7 +70,7 @@ pub enum Conn {
     /// To SQLite.
     Sqlite(PoolConnection<Sqlite>),
     /// To PostgreSQL.
-    Postgres(PoolConnection<Postgres>),
+    Postgres(PgConn),
 }
 
 impl Conn {
@@ -72,6 +79,21 @@ impl Conn {
         match self {
             Conn::Sqlite(_) => Engine::Sqlite,
             Conn::Postgres(_) => Engine::Postgres,
+        }
+    }
+
+    /// Lets statements take as long as they need: migrations. Nobody else gets this connection to PostgreSQL.
+    pub(crate) async fn unhurried(&mut self) -> StoreResult<()> {
+        match self {
+            Conn::Sqlite(_) => Ok(()),
+            Conn::Postgres(inner) => Ok(inner.unhurried().await?),
+        }
+    }
+
+    /// Whatever state it is in, nobody else gets it.
+    pub(crate) fn discard(&mut self) {
+        if let Conn::Postgres(inner) = self {
+            inner.discard();
         }
     }
 
@@ -91,7 +113,7 @@ fn sqlite_readers() -> u32 {
 #[derive(Clone, Debug)]
 pub(crate) enum Pools {
     Sqlite { writer: SqlitePool, readers: SqlitePool },
-    Postgres { lookups: PgPool, own: PgPool },
+    Postgres { lookups: Arc<PgConnections>, own: Arc<PgConnections> },
 }
 
 impl Pools {
@@ -131,14 +153,8 @@ impl Pools {
         }
         if address.starts_with("postgres://") || address.starts_with("postgresql://") {
             let options = PgConnectOptions::from_str(address)?.statement_cache_capacity(500);
-            let pool = |connections| {
-                PgPoolOptions::new()
-                    .max_connections(connections)
-                    .acquire_timeout(PATIENCE)
-                    .test_before_acquire(false)
-            };
-            let own = pool(POSTGRES_OWN).connect_with(options.clone()).await?;
-            let lookups = pool(POSTGRES_CONNECTIONS).connect_lazy_with(options);
+            let own = PgConnections::new(options.clone(), POSTGRES_OWN);
+            let lookups = PgConnections::new(options, POSTGRES_CONNECTIONS);
             return Ok(Pools::Postgres { lookups, own });
         }
         Err(StoreError::Address)

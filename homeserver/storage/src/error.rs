@@ -1,3 +1,6 @@
+use crate::postgres::Lost;
+use waxwing_model::LogPosition;
+
 /// What can go wrong with the database. Never reaches a client as it is: the text names tables and rows.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -8,7 +11,9 @@ pub enum StoreError {
     #[error("migration: {0}")]
     Migrate(String),
     /// The database was written by a newer version of this program.
-    #[error("the database is from a newer version (it has migration {0}, which this program does not know)")]
+    #[error(
+        "the database is from a newer version (it has migration {0}, which this program does not know and cannot work beside)"
+    )]
     Newer(i64),
     /// A row that this program wrote cannot be read back.
     #[error("table {table}, row {row}: {why}")]
@@ -26,6 +31,16 @@ pub enum StoreError {
     /// The group could not be committed; nothing of it was written.
     #[error("the commit failed: {0}")]
     Commit(String),
+    /// The database is away, or was lost on the way; whether anything was written is not known. Worth asking again.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// The database has less in it than this node has read: it was restored, or fell to a replica that was behind. What
+    /// this node remembers is of no use.
+    #[error("the database is not the one that this node has read: it lacks the log from {0} on")]
+    GoneBack(LogPosition),
+    /// So many writes wait that no more are taken. Worth asking again.
+    #[error("too many writes wait")]
+    Full,
     /// The store is closing.
     #[error("the store is closed")]
     Closed,
@@ -34,7 +49,22 @@ pub enum StoreError {
     Panicked,
 }
 
+impl Lost for StoreError {
+    fn is_lost(&self) -> bool {
+        match self {
+            StoreError::Sql(error) => error.is_lost(),
+            StoreError::Away(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl StoreError {
+    /// Whether the request was not at fault, and the same one is worth sending again in a moment.
+    pub fn is_passing(&self) -> bool {
+        self.is_lost() || matches!(self, StoreError::Full | StoreError::Closed)
+    }
+
     /// A row that cannot be read back.
     pub fn corrupt(table: &'static str, row: impl Into<String>, why: impl ToString) -> StoreError {
         StoreError::Corrupt { table, row: row.into(), why: why.to_string() }

@@ -4,16 +4,17 @@
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::log::LogRow;
+use crate::postgres::Lost;
 use crate::store::Inner;
 use crate::tx::{Buffers, Slot, TransactionKey, Tx};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ruma::{OwnedRoomId, OwnedServerName};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use waxwing_model::LogPosition;
 
@@ -37,78 +38,184 @@ pub(crate) struct Job {
     pub answer: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
+/// While the database is away a group is tried again for so long: a restart or a fail-over passes as a delay.
+const RIDE_OUT: Duration = Duration::from_secs(10);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// Commits groups until the store is closed.
 pub(crate) async fn commit_groups(inner: Arc<Inner>, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(GROUP_LIMIT);
+    let mut away = false;
     while queue.recv_many(&mut jobs, GROUP_LIMIT).await > 0 {
         let started = Instant::now();
         metrics::histogram!("waxwing_commit_group_members").record(jobs.len() as f64);
-        commit_jobs(&inner, std::mem::take(&mut jobs)).await;
+        let patience = if away { Duration::ZERO } else { RIDE_OUT };
+        away = !commit_jobs(&inner, std::mem::take(&mut jobs), patience).await;
+        if away {
+            // Those behind would wait as long, one group after the other, only to hear the same.
+            while let Ok(job) = queue.try_recv() {
+                let _ = job.answer.send(Err(StoreError::Away("nothing can be written".to_owned())));
+            }
+        }
         metrics::histogram!("waxwing_commit_seconds").record(started.elapsed());
     }
 }
 
-async fn commit_jobs(inner: &Arc<Inner>, jobs: Vec<Job>) {
-    match commit_together(inner, &jobs).await {
+/// Why a group has no answers.
+enum Failure {
+    /// Nothing of it was written.
+    Undone(StoreError),
+    /// The connection was lost during the commit: nobody knows.
+    Unknown(StoreError, Box<(Answers, Written, Related)>),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Undone(error)
+    }
+}
+
+/// Whether the database is there.
+async fn commit_jobs(inner: &Arc<Inner>, jobs: Vec<Job>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    match commit_surely(inner, &jobs, deadline).await {
         Ok(answers) => {
             for (job, answer) in jobs.into_iter().zip(answers) {
                 // A caller that has gone away needs no answer; its write stands.
                 let _ = job.answer.send(answer);
             }
+            true
+        }
+        Err(error) if error.is_lost() => {
+            tracing::warn!(%error, members = jobs.len(), "a group could not be committed: the database is away");
+            for job in jobs {
+                let _ = job.answer.send(Err(StoreError::Away(error.to_string())));
+            }
+            false
         }
         Err(error) if jobs.len() == 1 => {
             tracing::warn!(%error, name = jobs[0].name, "a write could not be committed");
             for job in jobs {
                 let _ = job.answer.send(Err(StoreError::Commit(error.to_string())));
             }
+            true
         }
         Err(error) => {
             // One of them broke the commit as a whole: each alone, so that the others do not suffer for it.
             tracing::warn!(%error, members = jobs.len(), "a group could not be committed; its members go one by one");
+            let mut there = true;
             for job in jobs {
                 let single = std::slice::from_ref(&job);
-                let answer = match commit_together(inner, single).await {
+                let deadline = if there { deadline } else { Instant::now() };
+                let answer = match commit_surely(inner, single, deadline).await {
                     Ok(mut answers) => answers.pop().unwrap_or(Err(StoreError::Closed)),
+                    Err(error) if error.is_lost() => {
+                        there = false;
+                        Err(StoreError::Away(error.to_string()))
+                    }
                     Err(error) => Err(StoreError::Commit(error.to_string())),
                 };
                 let _ = job.answer.send(answer);
             }
+            there
         }
     }
 }
 
 type Answers = Vec<Result<Answer, StoreError>>;
+/// Events that others relate to now, with their rooms.
+type Related = Vec<(OwnedRoomId, OwnedEventId)>;
 
-async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> StoreResult<Answers> {
+/// Commits, again where the database was lost on the way and is back before `deadline`. Never twice: where the
+/// connection was lost during the commit, the log says whether it was done.
+async fn commit_surely(inner: &Arc<Inner>, jobs: &[Job], deadline: Instant) -> StoreResult<Answers> {
+    loop {
+        let error = match commit_together(inner, jobs).await {
+            Ok(answers) => return Ok(answers),
+            Err(Failure::Undone(error)) => error,
+            Err(Failure::Unknown(error, done)) => {
+                let (answers, written, related) = *done;
+                if was_committed(inner, &written.rows, deadline).await? {
+                    tracing::info!(%error, "the database was lost during a commit, which was done");
+                    finish(inner, written, &related).await;
+                    return Ok(answers);
+                }
+                error
+            }
+        };
+        if !error.is_lost() || Instant::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Answers, Failure> {
     let mut conn = inner.pools.writer().await?;
     conn.execute(crate::dialect::begin(conn.engine())).await?;
     let mut tx = Tx::new(conn, inner);
     let done = match run_members(&mut tx, jobs).await {
         Ok(answers) => match flush(&mut tx).await {
-            Ok(written) => tx.conn.execute("COMMIT").await.map(|()| (answers, written)),
-            Err(error) => Err(error),
+            Ok(written) => match tx.conn.execute("COMMIT").await {
+                Ok(()) => Ok((answers, written)),
+                Err(error) if error.is_lost() => {
+                    let related = std::mem::take(&mut tx.related);
+                    Err(Failure::Unknown(error, Box::new((answers, written, related))))
+                }
+                Err(error) => Err(Failure::Undone(error)),
+            },
+            Err(error) => Err(Failure::Undone(error)),
         },
-        Err(error) => Err(error),
+        Err(error) => Err(Failure::Undone(error)),
     };
     match done {
         Ok((answers, written)) => {
-            for stored in &written.events {
-                inner.event_cache_put(Arc::clone(stored));
-            }
-            inner.current.relate(&tx.related);
+            let related = std::mem::take(&mut tx.related);
             drop(tx);
-            inner.publish(written.rows).await;
-            // Whoever is told looks up to the end of the log.
-            inner.outbox_written(written.destinations, written.outgoing);
+            finish(inner, written, &related).await;
             Ok(answers)
         }
-        Err(error) => {
+        Err(failure @ Failure::Unknown(..)) => Err(failure),
+        Err(failure) => {
             if let Err(second) = tx.conn.execute("ROLLBACK").await {
                 tracing::warn!(error = %second, "rollback failed");
+                tx.conn.discard();
             }
-            Err(error)
+            Err(failure)
         }
     }
+}
+
+/// Whether the rows of a transaction whose end was not seen are in the log.
+async fn was_committed(inner: &Arc<Inner>, rows: &[LogRow], deadline: Instant) -> StoreResult<bool> {
+    loop {
+        let found = async {
+            let mut conn = inner.pools.writer().await?;
+            conn.execute(crate::dialect::begin(conn.engine())).await?;
+            let found = conn.log_has(rows).await;
+            if conn.execute("ROLLBACK").await.is_err() {
+                conn.discard();
+            }
+            found
+        };
+        match found.await {
+            Err(error) if error.is_lost() && Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            found => return found,
+        }
+    }
+}
+
+/// Tells this node what was committed.
+async fn finish(inner: &Arc<Inner>, written: Written, related: &Related) {
+    inner.heard_now();
+    for stored in &written.events {
+        inner.event_cache_put(Arc::clone(stored));
+    }
+    inner.current.relate(related);
+    inner.publish(written.rows).await;
+    // Whoever is told looks up to the end of the log.
+    inner.outbox_written(written.destinations, written.outgoing);
 }
 
 async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {

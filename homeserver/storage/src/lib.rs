@@ -18,6 +18,7 @@ mod dehydrated;
 mod delayed;
 mod device_lists;
 mod dialect;
+mod doctor;
 mod engine;
 mod erased;
 mod error;
@@ -38,6 +39,7 @@ mod outbox;
 mod outgoing;
 mod partial;
 mod people;
+mod postgres;
 mod profiles;
 mod purges;
 mod purging;
@@ -77,11 +79,13 @@ pub use current::{JoinedRow, Now, RoomNow};
 pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
 pub use device_lists::DeviceListRow;
+pub use doctor::Disagreement;
 pub use engine::{Conn, Engine};
 pub use erased::ERASED;
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
 pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
+pub use leases::{LEASE_LASTS, LEASE_RENEW};
 pub use log::{Fact, LogRow, NewRow};
 pub use media::{MediaEntry, MediaOfUser, MediaRow, ThumbnailKey};
 pub use media_cache::CachedMedia;
@@ -132,6 +136,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("delayed", delayed::STATEMENTS),
     ("dehydrated", dehydrated::STATEMENTS),
     ("device_lists", device_lists::STATEMENTS),
+    ("doctor", doctor::STATEMENTS),
     ("events", events::STATEMENTS),
     ("filters", filters::STATEMENTS),
     ("inbound_transactions", inbound_transactions::STATEMENTS),

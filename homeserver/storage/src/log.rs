@@ -11,6 +11,7 @@ use waxwing_model::LogPosition;
 
 statements! {
     HEAD = "SELECT position FROM log_head WHERE id = 1";
+    HEAD_LOCKED = "UPDATE log_head SET position = position WHERE id = 1 RETURNING position";
     ADVANCE = "UPDATE log_head SET position = position + $1, lowest = lowest - $2 WHERE id = 1 RETURNING position, lowest";
     INSERT = "INSERT INTO log (position, kind, room_id, user_id, reference, data) VALUES $rows";
     RANGE = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
@@ -155,6 +156,16 @@ impl LogRow {
         self.fact == Fact::Room && self.data.as_deref() == Some("complete")
     }
 
+    /// Whether both are the same row.
+    pub(crate) fn says_the_same_as(&self, other: &LogRow) -> bool {
+        self.position == other.position
+            && self.fact == other.fact
+            && self.room == other.room
+            && self.user == other.user
+            && self.reference == other.reference
+            && self.data == other.data
+    }
+
     /// Bytes that the row takes in the tail, roughly.
     pub(crate) fn weight(&self) -> usize {
         let texts = [&self.reference, &self.data].into_iter().flatten().map(String::len).sum::<usize>();
@@ -183,6 +194,17 @@ impl Conn {
     pub async fn log_head(&mut self) -> StoreResult<LogPosition> {
         let (position,): (i64,) = on_engine!(self, |c| sqlx::query_as(HEAD).fetch_one(c).await)?;
         Ok(LogPosition(position))
+    }
+
+    /// Whether these rows, which a transaction wrote whose end was not seen, are there. Inside a transaction: waits for
+    /// whoever holds the head of the log, that other transaction perhaps.
+    pub(crate) async fn log_has(&mut self, rows: &[LogRow]) -> StoreResult<bool> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(false) };
+        let _: (i64,) = on_engine!(self, |c| sqlx::query_as(HEAD_LOCKED).fetch_one(c).await)?;
+        let after = LogPosition(first.position.0 - 1);
+        let found = self.log_range(after, last.position, rows.len() as i64).await?;
+        Ok(found.len() == rows.len()
+            && found.iter().zip(rows).all(|(found, row)| found.says_the_same_as(row)))
     }
 
     /// The rows after `after` up to and including `upto`, at most `limit`, oldest first, without events.

@@ -46,9 +46,18 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     110 "0110_transactions_by_time",
 ];
 
+/// The oldest program that works with the schema of this one, named by the newest migration that it knows. Nodes of two
+/// versions run side by side during an upgrade: a migration only adds (tables, columns with defaults, indexes), and what the
+/// older program does not know, it leaves alone. What takes away or changes a meaning comes a release later, when no
+/// program is left that needs it; the migration that does so sets this to the newest number of the release before.
+const COMPATIBLE_SINCE: i64 = 110;
+
 const CREATE: &str =
     "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)";
 const APPLIED: &str = "SELECT version FROM schema_migrations ORDER BY version";
+const HAS_SETTINGS: &str = "SELECT COUNT(*) FROM schema_migrations WHERE version = 1";
+const COMPATIBLE: &str = "SELECT value FROM settings WHERE name = 'compatible_since'";
+const SET_COMPATIBLE: &str = "INSERT INTO settings (name, value) VALUES ('compatible_since', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
 const RECORD: &str = "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)";
 /// An arbitrary number that keeps two nodes from migrating one PostgreSQL database at the same time.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7786914351)";
@@ -56,9 +65,11 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(7786914351)";
 /// Brings the database to the newest schema, in one transaction.
 ///
 /// # Errors
-/// [`StoreError::Newer`] when the database has a migration that this program does not know.
+/// [`StoreError::Newer`] when the database has a migration that this program does not know, unless the newer program that
+/// applied it has written down that this one works with it.
 pub(crate) async fn migrate(pools: &Pools) -> StoreResult<()> {
     let mut conn = pools.writer().await?;
+    conn.unhurried().await?;
     conn.execute(crate::dialect::begin(conn.engine())).await?;
     match apply(&mut conn).await {
         Ok(()) => conn.execute("COMMIT").await,
@@ -76,10 +87,13 @@ async fn apply(conn: &mut Conn) -> StoreResult<()> {
     conn.execute(CREATE).await?;
     let applied: Vec<(i64,)> = on_engine!(conn, |c| sqlx::query_as(APPLIED).fetch_all(c).await)?;
     let newest = MIGRATIONS.last().map_or(0, |migration| migration.0);
-    if let Some((version,)) = applied.last()
-        && *version > newest
-    {
-        return Err(StoreError::Newer(*version));
+    let compatible = compatible_since(conn).await?;
+    let unknown = applied.iter().map(|(version,)| *version).filter(|version| !is_known(*version)).max();
+    if let Some(version) = unknown {
+        if compatible.is_none_or(|compatible| compatible > newest) {
+            return Err(StoreError::Newer(version));
+        }
+        tracing::info!(version, "the schema is newer than this program, which works with it");
     }
     for (version, name, sqlite, postgres) in MIGRATIONS {
         if applied.iter().any(|(done,)| done == version) {
@@ -94,5 +108,24 @@ async fn apply(conn: &mut Conn) -> StoreResult<()> {
         on_engine!(conn, |c| sqlx::query(RECORD).bind(version).bind(*name).execute(c).await.map(|_| ()))?;
         tracing::info!(migration = name, "applied");
     }
+    if compatible.is_none_or(|compatible| compatible < COMPATIBLE_SINCE) {
+        let value = COMPATIBLE_SINCE.to_string();
+        on_engine!(conn, |c| sqlx::query(SET_COMPATIBLE).bind(value).execute(c).await.map(|_| ()))?;
+    }
     Ok(())
+}
+
+fn is_known(version: i64) -> bool {
+    MIGRATIONS.iter().any(|(known, ..)| *known == version)
+}
+
+/// What the newest program that has migrated the database says: the oldest that works with it.
+async fn compatible_since(conn: &mut Conn) -> StoreResult<Option<i64>> {
+    let (settings,): (i64,) = on_engine!(conn, |c| sqlx::query_as(HAS_SETTINGS).fetch_one(c).await)?;
+    if settings == 0 {
+        return Ok(None);
+    }
+    let found: Option<(String,)> = on_engine!(conn, |c| sqlx::query_as(COMPATIBLE).fetch_optional(c).await)?;
+    let corrupt = |value: &str| StoreError::corrupt("settings", "compatible_since", value);
+    found.map(|(value,)| value.parse().map_err(|_| corrupt(&value))).transpose()
 }

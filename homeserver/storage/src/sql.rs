@@ -48,11 +48,19 @@ pub(crate) fn rows(text: &str, columns: usize, count: usize) -> String {
     text.replace("$rows", &parameters)
 }
 
-/// Cuts rows into pieces of a power of two each, so that few texts need preparing however many rows there are.
+/// So many rows go in one piece, whatever their number: to PostgreSQL each statement is a journey, and a group of writes
+/// would take three for thirteen rows.
+const WHOLE: usize = 32;
+
+/// Cuts rows into pieces: powers of two while there are many, so that few texts need preparing however many rows there
+/// are; what is left of them goes in one.
 pub(crate) fn pieces<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
-        let most = PIECE.min(all.len());
-        let count = if most == 0 { return None } else { 1 << most.ilog2() };
+        let count = match all.len() {
+            0 => return None,
+            few @ 1..=WHOLE => few,
+            many => 1 << PIECE.min(many).ilog2(),
+        };
         let (piece, rest) = all.split_at(count);
         all = rest;
         Some(piece)
@@ -80,10 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_powers_of_two_and_lose_nothing() {
+    fn pieces_are_few_and_lose_nothing() {
         let all: Vec<usize> = (0..300).collect();
-        let lengths: Vec<usize> = pieces(&all).map(<[usize]>::len).collect();
-        assert_eq!(lengths, [128, 128, 32, 8, 4]);
+        let lengths = |all: &[usize]| pieces(all).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&all), [128, 128, 32, 12]);
+        assert_eq!(lengths(&all[..13]), [13]);
+        assert_eq!(lengths(&all[..45]), [32, 13]);
         assert_eq!(pieces(&all).flatten().copied().collect::<Vec<_>>(), all);
         assert_eq!(pieces::<usize>(&[]).count(), 0);
     }

@@ -20,6 +20,8 @@ use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use waxwing_model::LogPosition;
 use waxwing_rooms::state_tree::NodeId;
@@ -31,6 +33,9 @@ const EVENT_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const EVENT_CACHE_ITEMS: usize = 10_000;
 /// Rows read at once when this node has to catch up with the log.
 const CATCH_UP_ROWS: i64 = 1000;
+
+/// A write waits so long for a place among those that wait; then there is more to do than this node can.
+const PLACE: Duration = Duration::from_secs(5);
 
 /// Rooms whose servers are kept: those that are talked in at the same time.
 const SERVER_CACHE_ROOMS: usize = 4096;
@@ -69,6 +74,10 @@ pub(crate) struct Inner {
     pub whispers: Whispers,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
+    /// When the database last answered.
+    heard: parking_lot::Mutex<Instant>,
+    /// Whether the database was found to lack what this node has read.
+    gone_back: watch::Sender<bool>,
 }
 
 /// A handle to the database. Cheap to clone.
@@ -103,6 +112,8 @@ impl Store {
             committed: watch::Sender::new(()),
             whispers,
             publishing: Mutex::new(()),
+            heard: parking_lot::Mutex::new(Instant::now()),
+            gone_back: watch::Sender::new(false),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
         tokio::spawn(group::commit_groups(Arc::clone(&inner), jobs));
@@ -188,7 +199,11 @@ impl Store {
             })
         });
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Job { name, rooms, request, run, answer }).await.map_err(|_| StoreError::Closed)?;
+        let job = Job { name, rooms, request, run, answer };
+        self.queue.send_timeout(job, PLACE).await.map_err(|error| match error {
+            SendTimeoutError::Timeout(_) => StoreError::Full,
+            SendTimeoutError::Closed(_) => StoreError::Closed,
+        })?;
         let answer: Answer = answered.await.map_err(|_| StoreError::Closed)??;
         match answer {
             Ok(value) => value.downcast::<T>().map(|value| *value).map_err(|_| StoreError::Closed.into()),
@@ -230,6 +245,20 @@ impl Store {
     /// Reads rows that other nodes or processes have committed. Called on a hint, and from time to time.
     pub async fn catch_up(&self) -> StoreResult<()> {
         self.inner.catch_up().await
+    }
+
+    /// How long ago the database last answered. It is asked every second.
+    pub fn silent_for(&self) -> Duration {
+        self.inner.heard.lock().elapsed()
+    }
+
+    /// Returns when the database was found to lack what this node has read ([`StoreError::GoneBack`]): nothing that
+    /// this process remembers can be relied upon, and it must be started again.
+    pub async fn gone_back(&self) {
+        let mut gone = self.inner.gone_back.subscribe();
+        if gone.wait_for(|gone| *gone).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until this node has committed something for other servers since the last call; gives the destinations
@@ -292,14 +321,35 @@ impl Inner {
         self.read_upto(None).await
     }
 
+    /// The database has answered.
+    pub(crate) fn heard_now(&self) {
+        *self.heard.lock() = Instant::now();
+    }
+
+    /// Reads what follows the tail, if the database is the one that the tail is of.
     async fn read_upto(&self, upto: Option<LogPosition>) -> StoreResult<()> {
         let mut conn = self.pools.follower().await?;
         let upto = match upto {
             Some(upto) => upto,
             None => conn.log_head().await?,
         };
+        self.heard_now();
+        if upto < self.tail.head() {
+            return Err(self.lacks(upto.next()));
+        }
         while self.tail.head() < upto {
-            let mut rows = conn.log_range(self.tail.head(), upto, CATCH_UP_ROWS).await?;
+            let head = self.tail.head();
+            // The newest row that this node has comes first, where it has any.
+            let known = self.tail.row(head);
+            let after = if known.is_some() { LogPosition(head.0 - 1) } else { head };
+            let mut rows = conn.log_range(after, upto, CATCH_UP_ROWS).await?;
+            // It may be gone, by a purge; but nothing else may stand in its place.
+            if let Some(known) = known
+                && rows.first().is_some_and(|first| first.position == known.position)
+                && !rows.remove(0).says_the_same_as(&known)
+            {
+                return Err(self.lacks(head));
+            }
             if rows.is_empty() {
                 return Ok(());
             }
@@ -320,6 +370,12 @@ impl Inner {
             self.append(rows);
         }
         Ok(())
+    }
+
+    /// The database has no more what this node has read, or something else in its place.
+    fn lacks(&self, from: LogPosition) -> StoreError {
+        self.gone_back.send_replace(true);
+        StoreError::GoneBack(from)
     }
 
     /// Adds to the tail what follows it, dropping from the caches what the rows say has changed.

@@ -75,11 +75,7 @@ impl Tail {
 
     /// The row at `position`, where it is in memory.
     pub fn row(&self, position: LogPosition) -> Option<Arc<LogRow>> {
-        let rows = self.rows.read();
-        let first = rows.queue.front()?.position;
-        let index = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
-        // Positions in memory have no gaps.
-        rows.queue.get(index).cloned()
+        self.rows.read().at(position).cloned()
     }
 
     /// Like [`Tail::range`], the rows that name `room`.
@@ -134,7 +130,6 @@ impl Tail {
     pub(crate) fn newest_of_room(&self, room: &RoomId, before: i64, limit: usize) -> Option<NewestOfRoom> {
         let rows = self.rows.read();
         let (mut events, mut changed) = (Vec::new(), HashSet::new());
-        let first = rows.queue.front().map_or(rows.floor, |row| row.position);
         let positions = rows.by_room.get(room).into_iter().flatten().rev();
         for (step, position) in positions.enumerate() {
             if events.len() == limit {
@@ -143,7 +138,7 @@ impl Tail {
             if step == MAX_STEPS {
                 return None;
             }
-            let row = rows.queue.get((position.0 - first.0) as usize)?;
+            let row = rows.at(*position)?;
             match row.fact {
                 Fact::Event if position.0 < before => {
                     events.push(Arc::clone(row.event.as_ref().filter(|stored| stored.flags.visible())?));
@@ -214,12 +209,25 @@ impl Rows {
         upto: LogPosition,
         such: impl Fn(&LogRow) -> bool,
     ) -> bool {
-        let (Some(positions), Some(first)) = (positions, self.queue.front()) else { return false };
+        let Some(positions) = positions else { return false };
         let newer = positions.iter().rev().take_while(|position| **position > after);
         newer
             .filter(|position| **position <= upto)
-            .filter_map(|position| self.queue.get((position.0 - first.position.0) as usize))
+            .filter_map(|position| self.at(*position))
             .any(|row| such(row))
+    }
+
+    /// The row at `position`. There are gaps where rows were purged before this node read them; mostly there are none.
+    fn at(&self, position: LogPosition) -> Option<&Arc<LogRow>> {
+        let first = self.queue.front()?.position;
+        let without_gaps = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
+        match self.queue.get(without_gaps) {
+            Some(row) if row.position == position => Some(row),
+            _ => {
+                let index = self.queue.binary_search_by_key(&position, |row| row.position).ok()?;
+                self.queue.get(index)
+            }
+        }
     }
 
     fn select(
@@ -228,13 +236,12 @@ impl Rows {
         after: LogPosition,
         upto: LogPosition,
     ) -> Vec<Arc<LogRow>> {
-        let (Some(positions), Some(first)) = (positions, self.queue.front()) else { return Vec::new() };
+        let Some(positions) = positions else { return Vec::new() };
         let start = positions.partition_point(|position| *position <= after);
         positions
             .range(start..)
             .take_while(|position| **position <= upto)
-            // Positions in memory have no gaps.
-            .filter_map(|position| self.queue.get((position.0 - first.position.0) as usize).cloned())
+            .filter_map(|position| self.at(*position).cloned())
             .collect()
     }
 }
@@ -268,5 +275,17 @@ mod tests {
         let user: OwnedUserId = "@a:x".try_into().unwrap();
         let found = tail.range_of_user(&user, LogPosition(6), LogPosition(8)).unwrap();
         assert_eq!(found.iter().map(|row| row.position.0).collect::<Vec<_>>(), [8]);
+    }
+
+    #[test]
+    fn finds_rows_on_either_side_of_a_gap() {
+        let tail = Tail::new(LogPosition(5));
+        // 7 and 8 were purged before this node read them.
+        tail.append(vec![row(6, "@a:x"), row(9, "@a:x"), row(10, "@b:x")]);
+        assert_eq!(tail.row(LogPosition(9)).unwrap().position, LogPosition(9));
+        assert!(tail.row(LogPosition(7)).is_none());
+        let user: OwnedUserId = "@a:x".try_into().unwrap();
+        let found = tail.range_of_user(&user, LogPosition(5), LogPosition(10)).unwrap();
+        assert_eq!(found.iter().map(|row| row.position.0).collect::<Vec<_>>(), [6, 9]);
     }
 }

@@ -38,6 +38,7 @@ pub struct Node {
     pub folder: PathBuf,
     pub client_port: u16,
     pub federation_port: u16,
+    program: PathBuf,
     settings: Vec<String>,
     running: Option<(Child, BufReader<ChildStdout>)>,
 }
@@ -58,7 +59,20 @@ impl Node {
             "password.iterations=1".to_owned(),
         ];
         all.extend_from_slice(settings);
-        Node { folder: folder.to_owned(), client_port, federation_port, settings: all, running: None }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_waxwing"));
+        Node {
+            folder: folder.to_owned(),
+            client_port,
+            federation_port,
+            program,
+            settings: all,
+            running: None,
+        }
+    }
+
+    /// Another program than the one that was just built: an older one.
+    pub fn is_run_by(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// Adds a setting for the next start.
@@ -132,7 +146,7 @@ impl Node {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_waxwing"));
+        let mut command = Command::new(&self.program);
         command.current_dir(&self.folder).kill_on_drop(true);
         // Settings of the surrounding shell are for another server.
         for (name, _) in

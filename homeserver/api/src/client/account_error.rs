@@ -48,7 +48,8 @@ impl From<AccountError> for ApiError {
             AccountError::BadRefreshToken => return ApiError::unknown_token(false),
             AccountError::Locked => return ApiError::locked(),
             AccountError::SharedSecretOff => return ApiError::unrecognized(),
-            AccountError::Hash(_) | AccountError::Store(_) => return ApiError::internal(error),
+            AccountError::Hash(_) => return ApiError::internal(error),
+            AccountError::Store(error) => return ApiError::from(error),
         };
         ApiError::new(status, code, error)
     }

@@ -130,7 +130,7 @@ impl From<NetworksError> for ApiError {
             NetworksError::NotFound(what) => ApiError::not_found(format_args!("The {what} was not found")),
             NetworksError::InvalidParam(why) => ApiError::invalid_param(why),
             NetworksError::NotAppservice => ApiError::forbidden(error),
-            NetworksError::Store(error) => ApiError::internal(error),
+            NetworksError::Store(error) => ApiError::from(error),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn routes() -> Router<Api> {
 impl From<PurgeError> for ApiError {
     fn from(error: PurgeError) -> ApiError {
         match error {
-            PurgeError::Store(error) => ApiError::internal(error),
+            PurgeError::Store(error) => ApiError::from(error),
             PurgeError::Timeline(error) => error.into(),
             PurgeError::Corrupt(why) => ApiError::internal(why),
             PurgeError::NoRoom | PurgeError::NoEvent => ApiError::not_found(error),

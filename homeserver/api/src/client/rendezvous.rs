@@ -237,7 +237,7 @@ impl From<RendezvousError> for ApiError {
             RendezvousError::Changed => ApiError::custom(StatusCode::PRECONDITION_FAILED, "M_UNKNOWN", error)
                 .with("org.matrix.msc4108.errcode", "M_CONCURRENT_WRITE"),
             RendezvousError::Busy => ApiError::limit_exceeded(Duration::from_mins(1)),
-            RendezvousError::Store(error) => ApiError::internal(error),
+            RendezvousError::Store(error) => ApiError::from(error),
         }
     }
 }

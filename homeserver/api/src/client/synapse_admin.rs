@@ -277,7 +277,7 @@ impl From<NoticeError> for ApiError {
             NoticeError::Timeline(error) => error.into(),
             NoticeError::Account(error) => error.into(),
             NoticeError::Tag(error) => error.into(),
-            NoticeError::Store(error) => ApiError::internal(error),
+            NoticeError::Store(error) => ApiError::from(error),
         }
     }
 }

@@ -35,7 +35,7 @@ async fn send(
 impl From<ToDeviceError> for ApiError {
     fn from(error: ToDeviceError) -> ApiError {
         match error {
-            ToDeviceError::Store(error) => ApiError::internal(error),
+            ToDeviceError::Store(error) => ApiError::from(error),
             ToDeviceError::Refused(refusal) => ApiError::forbidden(refusal),
             error @ ToDeviceError::TooMany => ApiError::too_large(error),
             error @ ToDeviceError::BadContent => ApiError::bad_json(error),

@@ -16,9 +16,9 @@ const PARALLEL: usize = 8;
 /// How often the table is looked at: rooms that other nodes joined, and those whose time has come.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a lease lasts without being renewed, milliseconds.
-const LEASE: u64 = 15_000;
+const LEASE: u64 = waxwing_storage::LEASE_LASTS;
 /// How often it is renewed.
-const RENEW: Duration = Duration::from_secs(4);
+const RENEW: Duration = waxwing_storage::LEASE_RENEW;
 /// The wait after the first server failed, milliseconds; doubled with each round of all servers.
 const FIRST_WAIT: u64 = 200;
 /// The longest wait, milliseconds.

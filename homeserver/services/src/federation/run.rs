@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use waxwing_model::LogPosition;
-use waxwing_storage::StoreError;
+use waxwing_storage::{LEASE_RENEW, StoreError};
 
 /// How often this node asks for rows that other nodes queued for its destinations.
 const FOREIGN_POLL: Duration = Duration::from_millis(500);
-/// How often leases are renewed.
-const RENEW: Duration = Duration::from_secs(4);
 /// How often it is kept how far destinations have come: what was sent since is sent again after a crash.
 const SAVE: Duration = Duration::from_secs(2);
 /// After the database did not answer.
@@ -110,7 +108,7 @@ impl Federation {
         let mut renewed = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(FOREIGN_POLL).await;
-            if renewed.elapsed() >= RENEW {
+            if renewed.elapsed() >= LEASE_RENEW {
                 renewed = tokio::time::Instant::now();
                 self.renew().await;
             }

@@ -8,14 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use waxwing_model::{LogPosition, opaque_id};
-use waxwing_storage::{Engine, StoreError};
+use waxwing_storage::{Engine, LEASE_LASTS, StoreError};
 
 /// Shards where several nodes share the work: enough that they share it evenly, few enough to renew all in one write.
 const SHARDS: u64 = 16;
-/// How long a lease lasts without being renewed, milliseconds: what a crashed node delays its destinations by.
-const LEASE: u64 = 15_000;
 /// Ours ends before the database's, whatever the delay of the answer.
-const MARGIN: u64 = 1_000;
+const MARGIN: u64 = 500;
 
 /// A shard that this node holds.
 #[derive(Clone, Copy, Debug)]
@@ -89,27 +87,17 @@ impl Shards {
                 .is_none_or(|before| before.epoch != **epoch || self.shared() && before.until <= now)
         });
         let gained = gained.map(|(shard, _)| *shard).collect();
-        let until = now + LEASE - MARGIN;
+        let until = now + LEASE_LASTS - MARGIN;
         *held = taken.into_iter().map(|(shard, epoch)| (shard, Held { until, epoch })).collect();
         Ok(gained)
     }
 
     async fn take(&self, now: u64) -> Result<BTreeMap<u64, i64>, StoreError> {
-        let owner = Arc::clone(&self.owner);
-        self.core
-            .store
-            .write("sender leases", Vec::new(), move |tx| {
-                let owner = Arc::clone(&owner);
-                Box::pin(async move {
-                    let mut held = BTreeMap::new();
-                    for shard in 0..SHARDS {
-                        let taken = tx.lease_take(&lease_name(shard), &owner, now, now + LEASE).await?;
-                        held.extend(taken.map(|epoch| (shard, epoch)));
-                    }
-                    Ok::<_, StoreError>(held)
-                })
-            })
-            .await
+        let names = (0..SHARDS).map(lease_name).collect();
+        let taken = self.core.store.leases_take(names, Arc::clone(&self.owner), now, LEASE_LASTS).await?;
+        let taken: BTreeMap<String, i64> = taken.into_iter().collect();
+        let epoch = |shard| taken.get(&lease_name(shard)).map(|epoch| (shard, *epoch));
+        Ok((0..SHARDS).filter_map(epoch).collect())
     }
 
     /// Keeps the cursors of shards, those apart that fell to another node meanwhile.

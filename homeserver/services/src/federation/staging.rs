@@ -7,14 +7,14 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use std::time::Duration;
 use waxwing_federation::ports::{PortError, PortResult, Staged as StagedEvent, Staging};
-use waxwing_storage::{Engine, StagedRow, StoreError};
+use waxwing_storage::{Engine, LEASE_LASTS, StagedRow, StoreError};
 
 /// Events kept of one room: some transactions of a busy one. Beyond that later events bring a gap, and with it these.
 const MOST_OF_ROOM: i64 = 2000;
 /// The lease of the node that takes them in.
 const LEASE_NAME: &str = "staged-pdus";
 /// How long it lasts without being renewed, milliseconds: it is renewed with each look at the table.
-const LEASE: u64 = 15_000;
+const LEASE: u64 = LEASE_LASTS;
 
 /// Over the database.
 pub(super) struct Staged {
@@ -29,18 +29,8 @@ impl Staged {
         if self.core.store.engine() == Engine::Sqlite {
             return Ok(true);
         }
-        let (owner, now) = (Arc::clone(&self.owner), self.core.now());
-        self.core
-            .store
-            .write("lease", Vec::new(), move |tx| {
-                let owner = Arc::clone(&owner);
-                Box::pin(async move {
-                    let epoch = tx.lease_take(LEASE_NAME, &owner, now, now + LEASE).await?;
-                    Ok::<_, StoreError>(epoch.is_some())
-                })
-            })
-            .await
-            .map_err(PortError::new)
+        let taken = self.core.store.lease_take(LEASE_NAME, &self.owner, self.core.now(), LEASE).await;
+        Ok(taken.map_err(PortError::new)?.is_some())
     }
 }
 

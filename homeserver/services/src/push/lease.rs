@@ -3,17 +3,12 @@
 use crate::Core;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use waxwing_model::opaque_id;
-use waxwing_storage::{Engine, StoreError, StoreResult, Tx};
+use waxwing_storage::{Engine, LEASE_LASTS, LEASE_RENEW, StoreError, StoreResult, Tx};
 
 /// Its name in the database.
 const NAME: &str = "push";
-/// How long it lasts without being renewed, milliseconds: what a crashed node delays notifications by.
-const LASTS: u64 = 15_000;
-/// How often it is renewed.
-const RENEW: Duration = Duration::from_secs(4);
 
 /// The lease, as this node has it or not.
 pub(super) struct Lease {
@@ -36,15 +31,8 @@ impl Lease {
         if !self.shared() {
             return Ok(true);
         }
-        let (owner, now) = (Arc::clone(&self.owner), self.core.now());
-        let epoch = self
-            .core
-            .store
-            .write("push lease", Vec::new(), move |tx| {
-                let owner = Arc::clone(&owner);
-                Box::pin(async move { tx.lease_take(NAME, &owner, now, now + LASTS).await })
-            })
-            .await?;
+        let now = self.core.now();
+        let epoch = self.core.store.lease_take(NAME, &self.owner, now, LEASE_LASTS).await?;
         *self.epoch.lock() = epoch;
         Ok(epoch.is_some())
     }
@@ -55,11 +43,11 @@ impl Lease {
             return;
         }
         let began = *self.epoch.lock();
-        let mut until = self.core.now() + LASTS;
-        while tokio::time::timeout(RENEW, ends.cancelled()).await.is_err() {
+        let mut until = self.core.now() + LEASE_LASTS;
+        while tokio::time::timeout(LEASE_RENEW, ends.cancelled()).await.is_err() {
             let now = self.core.now();
             match self.take().await {
-                Ok(true) if *self.epoch.lock() == began => until = now + LASTS,
+                Ok(true) if *self.epoch.lock() == began => until = now + LEASE_LASTS,
                 // Somebody else had it in between.
                 Ok(_) => break,
                 Err(error) => {

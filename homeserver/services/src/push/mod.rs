@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use waxwing_storage::StoreResult;
 
 /// How often a node that does not do this asks whether it shall.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+const ASK_EVERY: Duration = waxwing_storage::LEASE_RENEW;
 /// After a failure to read the database.
 const RETRY: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,7 @@
 //! What the storage promises, on both engines: one text for both, groups that keep their members apart, a log that
 //! readers see whole and in order.
 
+mod away;
 mod claims;
 mod hints;
 mod migrations;
@@ -275,11 +276,18 @@ async fn what_was_acknowledged_is_there_after_opening_again() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_version_is_not_opened() {
+async fn a_database_of_a_newer_version_is_opened_where_it_says_that_this_one_works_with_it() {
     for fresh in Fresh::both().await {
         drop(Store::open(&fresh.url).await.unwrap());
         let future = "INSERT INTO schema_migrations (version, name) VALUES (9999, '9999_future')";
         fresh.execute(future).await.unwrap();
+        // The newer program has written down that this one works beside it; then a later one, that it does not.
+        drop(Store::open(&fresh.url).await.unwrap());
+        let breaking = "UPDATE settings SET value = '9999' WHERE name = 'compatible_since'";
+        fresh.execute(breaking).await.unwrap();
+        assert!(matches!(Store::open(&fresh.url).await, Err(StoreError::Newer(9999))));
+        // One that says nothing about it is not trusted.
+        fresh.execute("DELETE FROM settings WHERE name = 'compatible_since'").await.unwrap();
         assert!(matches!(Store::open(&fresh.url).await, Err(StoreError::Newer(9999))));
         fresh.drop_database().await;
     }

@@ -7,7 +7,7 @@ use waxwing_services::backups::BackupError;
 impl From<BackupError> for ApiError {
     fn from(error: BackupError) -> ApiError {
         match error {
-            BackupError::Store(error) => ApiError::internal(error),
+            BackupError::Store(error) => ApiError::from(error),
             BackupError::NotFound(why) => ApiError::not_found(why),
             BackupError::WrongVersion(current) => ApiError::custom(
                 StatusCode::FORBIDDEN,

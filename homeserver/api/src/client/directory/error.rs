@@ -6,7 +6,7 @@ use waxwing_services::directory::DirectoryError;
 impl From<DirectoryError> for ApiError {
     fn from(error: DirectoryError) -> ApiError {
         match error {
-            DirectoryError::Store(error) => ApiError::internal(error),
+            DirectoryError::Store(error) => ApiError::from(error),
             DirectoryError::Timeline(error) => error.into(),
             DirectoryError::NotFound(what) => ApiError::not_found(format_args!("The {what} was not found")),
             DirectoryError::Forbidden(why) => ApiError::forbidden(why),

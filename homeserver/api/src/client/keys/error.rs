@@ -7,7 +7,7 @@ use waxwing_services::keys::KeysError;
 impl From<KeysError> for ApiError {
     fn from(error: KeysError) -> ApiError {
         match error {
-            KeysError::Store(error) => ApiError::internal(error),
+            KeysError::Store(error) => ApiError::from(error),
             KeysError::NoDevice => ApiError::missing_param("This needs an access token of a device"),
             KeysError::BadJson(why) => ApiError::bad_json(why),
             KeysError::Invalid(why) => ApiError::invalid_param(why),

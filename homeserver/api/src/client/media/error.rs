@@ -14,7 +14,7 @@ const RETRY_BUSY: Duration = Duration::from_secs(2);
 impl From<MediaError> for ApiError {
     fn from(error: MediaError) -> ApiError {
         match error {
-            MediaError::Store(error) => ApiError::internal(error),
+            MediaError::Store(error) => ApiError::from(error),
             MediaError::Objects(error) => ApiError::internal(error),
             MediaError::NotFound => ApiError::not_found("There is no such media"),
             MediaError::NotYetUploaded => ApiError::new(

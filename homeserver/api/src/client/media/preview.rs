@@ -46,7 +46,7 @@ async fn preview_inner(api: &Api, request: Request<Body>) -> ApiResult<Response>
 impl From<PreviewError> for ApiError {
     fn from(error: PreviewError) -> ApiError {
         match error {
-            PreviewError::Store(error) => ApiError::internal(error),
+            PreviewError::Store(error) => ApiError::from(error),
             PreviewError::Off => ApiError::forbidden("This server makes no previews of pages"),
             PreviewError::Address => ApiError::invalid_param("url is no address of a page on the web"),
             PreviewError::Refused => ApiError::forbidden("Pages at this address are not read"),

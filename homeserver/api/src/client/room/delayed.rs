@@ -129,7 +129,7 @@ impl From<DelayedError> for ApiError {
     fn from(error: DelayedError) -> ApiError {
         let bad = |message: &str| ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, message);
         match error {
-            DelayedError::Store(error) => ApiError::internal(error),
+            DelayedError::Store(error) => ApiError::from(error),
             DelayedError::Timeline(error) => error.into(),
             DelayedError::TooLong => bad("The delay is too long")
                 .with("org.matrix.msc4140.errcode", "M_MAX_DELAY_EXCEEDED")

@@ -9,7 +9,7 @@ impl From<TimelineError> for ApiError {
     fn from(error: TimelineError) -> ApiError {
         let bad = StatusCode::BAD_REQUEST;
         match error {
-            TimelineError::Store(error) => ApiError::internal(error),
+            TimelineError::Store(error) => ApiError::from(error),
             TimelineError::Internal(why) => ApiError::internal(why),
             TimelineError::NoRoom => ApiError::not_found("This room is not known here"),
             TimelineError::NotFound(what) => ApiError::not_found(format_args!("The {what} was not found")),

@@ -133,7 +133,7 @@ async fn remove_tag(api: Api, args: Args<delete_tag::v3::Request>) -> ApiResult<
 impl From<AccountDataError> for ApiError {
     fn from(error: AccountDataError) -> ApiError {
         match error {
-            AccountDataError::Store(error) => ApiError::internal(error),
+            AccountDataError::Store(error) => ApiError::from(error),
             AccountDataError::NotYours => ApiError::forbidden("You may only use your own account data"),
             AccountDataError::NotFound => ApiError::not_found("There is no such account data"),
             AccountDataError::ServerControlled(kind) => ApiError::custom(

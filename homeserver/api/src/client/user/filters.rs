@@ -46,7 +46,7 @@ async fn get(api: Api, args: Args<GetFilter>) -> ApiResult<JsonAnswer> {
 impl From<FilterError> for ApiError {
     fn from(error: FilterError) -> ApiError {
         match error {
-            FilterError::Store(error) => ApiError::internal(error),
+            FilterError::Store(error) => ApiError::from(error),
             FilterError::NotYours => ApiError::forbidden("You may only use your own filters"),
             FilterError::NotFound => ApiError::not_found("There is no such filter"),
             FilterError::Bad(why) => ApiError::bad_json(why),

@@ -54,7 +54,7 @@ async fn mutual_rooms_unstable(
 impl From<PeopleError> for ApiError {
     fn from(error: PeopleError) -> ApiError {
         match error {
-            PeopleError::Store(error) => ApiError::internal(error),
+            PeopleError::Store(error) => ApiError::from(error),
             PeopleError::Oneself => ApiError::invalid_param("You share all rooms with yourself"),
             PeopleError::BadToken => ApiError::invalid_param("The token is not valid"),
         }

@@ -36,7 +36,7 @@ async fn set(api: Api, args: Args<set_presence::v3::Request>) -> ApiResult<set_p
 impl From<PresenceError> for ApiError {
     fn from(error: PresenceError) -> ApiError {
         match error {
-            PresenceError::Store(error) => ApiError::internal(error),
+            PresenceError::Store(error) => ApiError::from(error),
             PresenceError::NotYours => ApiError::forbidden("You may only set your own presence"),
             PresenceError::NotVisible => ApiError::forbidden("You may not see this user's presence"),
             PresenceError::TooLong => ApiError::invalid_param("The status message is too long"),

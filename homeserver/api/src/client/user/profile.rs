@@ -90,7 +90,7 @@ impl From<ProfileError> for ApiError {
     fn from(error: ProfileError) -> ApiError {
         let bad = StatusCode::BAD_REQUEST;
         match error {
-            ProfileError::Store(error) => ApiError::internal(error),
+            ProfileError::Store(error) => ApiError::from(error),
             ProfileError::NotFound => ApiError::not_found("There is no such profile or field"),
             ProfileError::NotYours => ApiError::forbidden("You may only change your own profile"),
             ProfileError::BadKey => ApiError::invalid_param("Invalid profile key"),

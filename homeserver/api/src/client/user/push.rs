@@ -225,7 +225,7 @@ async fn change_pusher(api: Api, args: Args<SetPusher>) -> ApiResult<JsonAnswer>
 impl From<PushRuleError> for ApiError {
     fn from(error: PushRuleError) -> ApiError {
         match error {
-            PushRuleError::Store(error) => ApiError::internal(error),
+            PushRuleError::Store(error) => ApiError::from(error),
             PushRuleError::NotFound => ApiError::not_found("There is no such push rule"),
             PushRuleError::NoNeighbour => {
                 ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, "before/after rule not found")
@@ -239,7 +239,7 @@ impl From<PushRuleError> for ApiError {
 impl From<PusherError> for ApiError {
     fn from(error: PusherError) -> ApiError {
         match error {
-            PusherError::Store(error) => ApiError::internal(error),
+            PusherError::Store(error) => ApiError::from(error),
             PusherError::Missing(_) => ApiError::missing_param(error),
             PusherError::Type(_) => ApiError::bad_json(error),
             PusherError::Invalid(why) => ApiError::invalid_param(why),

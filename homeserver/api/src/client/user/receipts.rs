@@ -54,7 +54,7 @@ async fn read_markers(
 impl From<ReceiptError> for ApiError {
     fn from(error: ReceiptError) -> ApiError {
         match error {
-            ReceiptError::Store(error) => ApiError::internal(error),
+            ReceiptError::Store(error) => ApiError::from(error),
             ReceiptError::NotInRoom => ApiError::forbidden("You are not in this room"),
             ReceiptError::NoEvent => ApiError::not_found("There is no such event in this room"),
             ReceiptError::BadThread(why) => ApiError::invalid_param(why),

@@ -34,7 +34,7 @@ async fn user(api: Api, args: Args<report_user::v3::Request>) -> ApiResult<repor
 impl From<ReportError> for ApiError {
     fn from(error: ReportError) -> ApiError {
         match error {
-            ReportError::Store(error) => ApiError::internal(error),
+            ReportError::Store(error) => ApiError::from(error),
             ReportError::NotFound => ApiError::not_found("There is no such event or room"),
         }
     }

@@ -218,7 +218,7 @@ fn groups(results: &Results, groupings: &Groupings) -> Map<String, Value> {
 impl From<SearchError> for ApiError {
     fn from(error: SearchError) -> ApiError {
         match error {
-            SearchError::Store(error) => ApiError::internal(error),
+            SearchError::Store(error) => ApiError::from(error),
             SearchError::NoWords => ApiError::invalid_param("There is nothing to search for"),
             SearchError::BadToken => ApiError::invalid_param("The token is not valid"),
         }

@@ -105,7 +105,7 @@ pub(crate) fn shown(page: SubscriptionPage) -> Map<String, Value> {
 impl From<SubscriptionError> for ApiError {
     fn from(error: SubscriptionError) -> ApiError {
         match error {
-            SubscriptionError::Store(error) => ApiError::internal(error),
+            SubscriptionError::Store(error) => ApiError::from(error),
             // Who may not read the room learns nothing of its threads.
             SubscriptionError::Read(waxwing_services::rooms_read::ReadError::Forbidden) => {
                 ApiError::not_found("There is no such thread")

@@ -44,7 +44,7 @@ async fn set_typing(api: Api, args: Args<SetTyping>) -> ApiResult<JsonAnswer> {
 impl From<TypingError> for ApiError {
     fn from(error: TypingError) -> ApiError {
         match error {
-            TypingError::Store(error) => ApiError::internal(error),
+            TypingError::Store(error) => ApiError::from(error),
             TypingError::NotYours => ApiError::forbidden("You may only say of yourself that you type"),
             TypingError::NotInRoom => ApiError::forbidden("You are not in this room"),
         }

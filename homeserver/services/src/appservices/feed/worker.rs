@@ -14,12 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use waxwing_model::{LogPosition, opaque_id};
-use waxwing_storage::{Engine, StoreError, StoreResult};
+use waxwing_storage::{Engine, LEASE_LASTS, LEASE_RENEW, StoreError, StoreResult};
 
-/// How long a lease lasts without being renewed, milliseconds: what a crashed node delays its application services by.
-const LEASE: u64 = 12_000;
 /// How often it is renewed, or asked for.
-const RENEW: Duration = Duration::from_secs(3);
+const RENEW: Duration = LEASE_RENEW;
 /// The first wait after a failure; it doubles with each.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait: a bridge that is back after a long outage has not been told that it may ping.
@@ -111,15 +109,8 @@ impl Worker {
     }
 
     async fn take_lease(&self) -> StoreResult<Option<i64>> {
-        let (name, owner, now) = (self.lease(), Arc::clone(&self.shared.owner), self.shared.core.now());
-        self.shared
-            .core
-            .store
-            .write("application service leased", Vec::new(), move |tx| {
-                let (name, owner) = (name.clone(), Arc::clone(&owner));
-                Box::pin(async move { tx.lease_take(&name, &owner, now, now + LEASE).await })
-            })
-            .await
+        let core = &self.shared.core;
+        core.store.lease_take(&self.lease(), &self.shared.owner, core.now(), LEASE_LASTS).await
     }
 
     async fn give_back(&self) -> StoreResult<()> {
@@ -147,12 +138,12 @@ impl Worker {
             // Nobody else could take it.
             return std::future::pending().await;
         }
-        let mut until = self.shared.core.now() + LEASE;
+        let mut until = self.shared.core.now() + LEASE_LASTS;
         loop {
             tokio::time::sleep(RENEW).await;
             let began = self.shared.core.now();
             match self.take_lease().await {
-                Ok(Some(same)) if same == epoch => until = began + LEASE,
+                Ok(Some(same)) if same == epoch => until = began + LEASE_LASTS,
                 Ok(_) => return End::Lost,
                 // The lease holds a while longer; another node may take it then.
                 Err(error) if self.shared.core.now() >= until => return End::Store(error),

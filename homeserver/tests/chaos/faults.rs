@@ -1,0 +1,216 @@
+//! What happens to the nodes, the database and the lines between them.
+
+use super::balancer::Balancer;
+use super::cluster::Cluster;
+use super::people::People;
+use super::wire::{Line, Wire};
+use crate::harness::dice::{Dice, say};
+use crate::harness::server::Server;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Longer than a lease, and longer than the database waits for a transaction that stands still.
+const LONG: Duration = Duration::from_secs(6);
+/// Between two faults: all must be well again.
+const REST: Duration = Duration::from_millis(1500);
+/// Work that a lost node had the lease of goes on within this time on a quiet machine; a busy one gets twice as much.
+const RECOVERED: Duration = Duration::from_secs(5);
+const BUSY: u32 = 2;
+
+pub const NODES: usize = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Killed and started again.
+    Kill(usize),
+    /// Stopped for longer than a lease.
+    Pause(usize),
+    CutFromDatabase(usize),
+    SilentDatabase(usize),
+    CutFromBus(usize),
+    /// The database is shut down and started again; it crashes and is started again.
+    Restart,
+    Crash,
+    /// The database's machine is gone; its replica takes over.
+    FailOver,
+    /// Each node in turn is told to stop, and started again.
+    Rolling,
+}
+
+impl Fault {
+    /// The ones that every run has, in this order.
+    pub const EACH: [Fault; 9] = [
+        Fault::Kill(0),
+        Fault::Rolling,
+        Fault::Pause(1),
+        Fault::CutFromDatabase(2),
+        Fault::SilentDatabase(0),
+        Fault::CutFromBus(1),
+        Fault::Restart,
+        Fault::Crash,
+        Fault::FailOver,
+    ];
+
+    pub fn any(dice: &Dice) -> Fault {
+        let node = dice.below(NODES as u64) as usize;
+        match dice.below(12) {
+            0..=2 => Fault::Kill(node),
+            3 | 4 => Fault::Pause(node),
+            5 => Fault::CutFromDatabase(node),
+            6 => Fault::SilentDatabase(node),
+            7 => Fault::CutFromBus(node),
+            8 => Fault::Restart,
+            9 => Fault::Crash,
+            10 => Fault::FailOver,
+            _ => Fault::Rolling,
+        }
+    }
+}
+
+/// Everything that can be hurt. The order of fields is that in which they end.
+pub struct World {
+    pub balancer: Balancer,
+    nodes: Vec<Server>,
+    wires: Vec<Wire>,
+    cluster: Cluster,
+    dice: Arc<Dice>,
+    /// Seconds until leased work went on after a node was lost.
+    pub recoveries: Vec<f64>,
+    /// Requests that failed during rolling restarts.
+    pub failed_while_rolling: u64,
+}
+
+impl World {
+    /// Starts everything in `folder`.
+    pub async fn start(folder: &Path, dice: Arc<Dice>) -> World {
+        let cluster = tokio::task::block_in_place(|| Cluster::start(folder));
+        let (mut nodes, mut wires) = (Vec::new(), Vec::new());
+        for number in 0..NODES {
+            let wire = Wire::start(cluster.port(), Arc::clone(&dice)).await;
+            let settings = [
+                format!("database={}", Cluster::url(wire.port)),
+                format!("media.path={}", folder.join("media").display()),
+                "drain_seconds=1".to_owned(),
+                "presence=false".to_owned(),
+            ];
+            let home = folder.join(format!("node-{number}"));
+            let mut node = Server::new(&home, &settings);
+            if number > 0 {
+                // The key is the server's, not the node's.
+                std::fs::create_dir_all(home.join("data")).unwrap();
+                std::fs::copy(folder.join("node-0/data/signing.key"), home.join("data/signing.key")).unwrap();
+            }
+            node.start().await;
+            nodes.push(node);
+            wires.push(wire);
+        }
+        let balancer = Balancer::start(nodes.iter().map(Server::url).collect()).await;
+        World { balancer, nodes, wires, cluster, dice, recoveries: Vec::new(), failed_while_rolling: 0 }
+    }
+
+    /// What `waxwing doctor` says.
+    pub async fn examine(&self) -> String {
+        self.nodes[0].run(&["doctor"]).await
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Server::url).collect()
+    }
+
+    /// Does it, waits until it is over, and lets everybody take a breath.
+    pub async fn suffer(&mut self, fault: Fault, people: &Arc<People>) {
+        let began = Instant::now();
+        let failed = people.tally.failed.load(Ordering::Relaxed);
+        for wire in &self.wires {
+            wire.mangle_hints(self.dice.below(2) == 0);
+        }
+        match fault {
+            Fault::Kill(node) => self.kill(node, people).await,
+            Fault::Pause(node) => {
+                self.nodes[node].signal("STOP").await;
+                tokio::time::sleep(LONG).await;
+                self.nodes[node].signal("CONT").await;
+            }
+            Fault::CutFromDatabase(node) => self.line(node, Line::Cut).await,
+            Fault::SilentDatabase(node) => self.line(node, Line::Silent).await,
+            Fault::CutFromBus(node) => self.line(node, Line::NoBus).await,
+            Fault::Restart => tokio::task::block_in_place(|| self.cluster.restart("fast")),
+            Fault::Crash => tokio::task::block_in_place(|| self.cluster.restart("immediate")),
+            Fault::FailOver => {
+                let port = tokio::task::block_in_place(|| self.cluster.fail_over());
+                self.wires.iter().for_each(|wire| wire.lead_to(port));
+                tokio::time::sleep(REST).await;
+                tokio::task::block_in_place(|| self.cluster.mend());
+            }
+            Fault::Rolling => {
+                for node in &mut self.nodes {
+                    node.stop().await;
+                    node.start().await;
+                    // The balancer has seen it before the next one goes.
+                    tokio::time::sleep(Duration::from_millis(600)).await;
+                }
+            }
+        }
+        let over = Instant::now();
+        tokio::time::sleep(REST).await;
+        let failed = people.tally.failed.load(Ordering::Relaxed) - failed;
+        if fault == Fault::Rolling {
+            self.failed_while_rolling += failed;
+        }
+        let gap = longest_silence(people, began);
+        say(&format!(
+            "{fault:?}: {:.1} s, {failed} requests failed, no event acknowledged for {:.1} s at most",
+            (over - began).as_secs_f64(),
+            gap.as_secs_f64(),
+        ));
+    }
+
+    async fn line(&mut self, node: usize, line: Line) {
+        self.wires[node].set(line);
+        tokio::time::sleep(LONG).await;
+        self.wires[node].set(Line::Open);
+    }
+
+    /// A node is killed while an event waits to be sent by whoever has the lease of that.
+    async fn kill(&mut self, node: usize, people: &Arc<People>) {
+        const DELAY: Duration = Duration::from_millis(1000);
+        let person = Arc::clone(&people.all[0]);
+        let mark = format!("delayed.{}.", self.dice.below(u64::MAX));
+        let path = format!(
+            "/_matrix/client/v3/rooms/{}/send/m.reaction/{mark}?org.matrix.msc4140.delay={}",
+            person.room,
+            DELAY.as_millis(),
+        );
+        let content = json!({"mark": mark});
+        person.account.sure(Method::PUT, &path, &content).await;
+        let due = Instant::now() + DELAY;
+        self.nodes[node].kill().await;
+        let messages = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=30", person.room);
+        loop {
+            let page = person.account.sure(Method::GET, &messages, &Value::Null).await;
+            if page["chunk"].as_array().into_iter().flatten().any(|event| event["content"] == content) {
+                break;
+            }
+            assert!(due.elapsed() < RECOVERED * BUSY, "what the lost node had the lease of is not done");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.recoveries.push(due.elapsed().as_secs_f64());
+        self.nodes[node].start().await;
+    }
+}
+
+/// For how long nobody's event was acknowledged since `began`.
+fn longest_silence(people: &People, began: Instant) -> Duration {
+    let now = Instant::now();
+    let book = people.book.lock();
+    let mut times: Vec<Instant> = book.times.iter().copied().filter(|at| *at >= began).collect();
+    times.insert(0, began);
+    times.push(now);
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}

@@ -1,0 +1,109 @@
+//! Three nodes over one PostgreSQL with a replica, behind a round-robin, and people who use them while everything fails
+//! that can: nodes are killed, stopped, cut off from the database and from each other; the database is restarted, crashes
+//! and fails over. In the end nothing that was acknowledged may be missing, or there twice.
+//!
+//! `WAXWING_CHAOS_MINUTES=120 cargo test -p waxwing --test chaos` goes on for two hours. `WAXWING_CHAOS_SEED` repeats the
+//! choices of a run (not its timing), `WAXWING_CHAOS_PEOPLE` and `WAXWING_CHAOS_RATE` say how many people there are and
+//! how much they do in a second, all together.
+
+mod balancer;
+mod cluster;
+mod faults;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod people;
+mod verdict;
+mod wire;
+
+use faults::{Fault, World};
+use harness::dice::{Dice, number, say};
+use people::People;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// After the last fault everything settles in this time.
+const SETTLED: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_fails_what_was_acknowledged_is_there_once() {
+    if !cluster::available() {
+        return;
+    }
+    let began = Instant::now();
+    let dice = Arc::new(Dice::from_environment("WAXWING_CHAOS_SEED"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::start(folder.path(), Arc::clone(&dice)).await;
+    let count = number("WAXWING_CHAOS_PEOPLE", 200.0) as usize;
+    let people = People::gather(&world.balancer.url, count, dice).await;
+    say(&format!("{count} people are there after {:.0} s", began.elapsed().as_secs_f64()));
+    let rate = number("WAXWING_CHAOS_RATE", 12.0);
+    let mut tasks = Vec::new();
+    let mut listeners = Vec::new();
+    for person in &people.all {
+        // Everybody's first sync comes before the first event.
+        person.sync(0).await;
+    }
+    for person in &people.all {
+        tasks.push(tokio::spawn(Arc::clone(&people).live(Arc::clone(person), rate)));
+        listeners.push(tokio::spawn(Arc::clone(&people).listen(Arc::clone(person))));
+    }
+    let until = Instant::now() + Duration::from_secs_f64(number("WAXWING_CHAOS_MINUTES", 0.0) * 60.0);
+    for fault in Fault::EACH {
+        world.suffer(fault, &people).await;
+    }
+    while Instant::now() < until {
+        world.suffer(Fault::any(&people.dice), &people).await;
+    }
+    people.quiet.store(true, Ordering::Relaxed);
+    for task in tasks {
+        tokio::time::timeout(SETTLED, task).await.expect("everything settles").unwrap();
+    }
+    everybody_is_served(&people).await;
+    people.over.store(true, Ordering::Relaxed);
+    for listener in listeners {
+        tokio::time::timeout(SETTLED, listener).await.expect("every poll ends").unwrap();
+    }
+    for person in &people.all {
+        person.sync(0).await;
+    }
+    let wrong = verdict::judge(&people, &world.urls()).await;
+    report(&people, &world, began);
+    let examined = world.examine().await;
+    assert!(examined.contains("the database is whole"), "{examined}");
+    assert!(wrong.is_empty(), "{} contradictions:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(world.failed_while_rolling, 0, "requests failed during a rolling restart");
+}
+
+/// When nothing fails any more, nobody is more than one retry away from service, whatever they want.
+async fn everybody_is_served(people: &Arc<People>) {
+    people.tally.most_tries.store(0, Ordering::Relaxed);
+    let deadline = Instant::now() + SETTLED;
+    for person in &people.all {
+        let mark = format!("m{:03}.end.", person.number);
+        let what = people.dice.below(10);
+        assert!(people.act(person, &mark, what, deadline).await, "person {} is not served", person.number);
+    }
+    let most = people.tally.most_tries.load(Ordering::Relaxed);
+    assert!(most <= 2, "somebody needed {most} tries when all was well again");
+}
+
+fn report(people: &People, world: &World, began: Instant) {
+    let book = people.book.lock();
+    let gaps: usize = people.all.iter().map(|person| person.seen.lock().gaps).sum();
+    let (served, failed) =
+        (people.tally.served.load(Ordering::Relaxed), people.tally.failed.load(Ordering::Relaxed));
+    say(&format!(
+        "chaos: {} people, {} events, {} letters, {} keys; {served} requests served, {failed} failed and tried again, \
+         {gaps} gaps filled; leased work went on after a node's loss within {:.1?} s; {} requests failed during rolling \
+         restarts; {:.0} s",
+        people.all.len(),
+        book.said.len(),
+        book.letters.len(),
+        book.keys.len(),
+        world.recoveries,
+        world.failed_while_rolling,
+        began.elapsed().as_secs_f64(),
+    ));
+}

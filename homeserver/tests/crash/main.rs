@@ -1,0 +1,73 @@
+//! One node that is killed at random moments under load, on both engines: after each start everything that was
+//! acknowledged is there, and the database is whole.
+//!
+//! `WAXWING_CRASH_ROUNDS` says how often it is killed on each engine, `WAXWING_CRASH_SECONDS` after how long no further
+//! round begins (0: never); `WAXWING_CRASH_SEED` repeats the choices of a run, not its timing.
+//! `WAXWING_CRASH_ROUNDS=1000 WAXWING_CRASH_SECONDS=0 cargo test -p waxwing --test crash` is a night's work.
+
+mod database;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod load;
+
+use database::Database;
+use harness::dice::{Dice, number, say};
+use harness::server::Server;
+use load::Load;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A node that was killed is ready at once: in a debug build, on a machine that has other work too.
+const READY: Duration = Duration::from_secs(20);
+/// The doctor looks after each of so many rounds, and after the last.
+const EXAMINE_EVERY: u64 = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_kills_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    survive("SQLite", Server::new(folder.path(), &[])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_kills_on_postgres() {
+    let Some(database) = Database::create() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    survive("PostgreSQL", Server::new(folder.path(), &[format!("database={}", database.url())])).await;
+}
+
+async fn survive(engine: &str, mut server: Server) {
+    let dice = Arc::new(Dice::from_environment("WAXWING_CRASH_SEED"));
+    let rounds = number("WAXWING_CRASH_ROUNDS", 200.0) as u64;
+    let limit = number("WAXWING_CRASH_SECONDS", 45.0);
+    let mut starts = vec![server.start().await];
+    let load = Load::prepare(&server.url(), Arc::clone(&dice)).await;
+    let began = Instant::now();
+    let mut done = 0;
+    while done < rounds && (limit == 0.0 || began.elapsed().as_secs_f64() < limit) {
+        let round = load.begin();
+        tokio::time::sleep(Duration::from_millis(50 + dice.below(400))).await;
+        server.kill().await;
+        round.end().await;
+        starts.push(server.start().await);
+        load.check_newest().await;
+        done += 1;
+        if done % EXAMINE_EVERY == 0 {
+            server.run(&["doctor"]).await;
+        }
+    }
+    load.check_all().await;
+    let examined = server.run(&["doctor"]).await;
+    server.stop().await;
+    starts.sort_unstable();
+    let longest = starts[starts.len() - 1];
+    say(&format!(
+        "crash on {engine}: killed {done} times in {:.0} s, {}; ready again after {:.2} s, at most {:.2} s",
+        began.elapsed().as_secs_f64(),
+        load.summary(),
+        starts[starts.len() / 2].as_secs_f64(),
+        longest.as_secs_f64(),
+    ));
+    assert!(examined.contains("the database is whole"), "{examined}");
+    assert!(longest < READY, "a start took {longest:?}");
+    assert!(done > 0);
+}
