@@ -38,6 +38,11 @@ pub(crate) struct Job {
     pub answer: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
+/// Those whom a group of several has answered are about to write again. Where groups take long, the next waits a moment
+/// for them: otherwise it begins with the first of them, and the others wait for as long as it takes.
+const SEVERAL: usize = 4;
+const SLOW: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(1);
 /// While the database is away a group is tried again for so long: a restart or a fail-over passes as a delay.
 const RIDE_OUT: Duration = Duration::from_secs(10);
 /// Between two tries.
@@ -47,7 +52,17 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(crate) async fn commit_groups(inner: Arc<Inner>, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(GROUP_LIMIT);
     let mut away = false;
+    let (mut members, mut took) = (0, Duration::ZERO);
     while queue.recv_many(&mut jobs, GROUP_LIMIT).await > 0 {
+        if members >= SEVERAL && took >= SLOW && jobs.len() * 2 < members {
+            tokio::time::sleep(GATHER).await;
+            while jobs.len() < GROUP_LIMIT
+                && let Ok(job) = queue.try_recv()
+            {
+                jobs.push(job);
+            }
+        }
+        members = jobs.len();
         let started = Instant::now();
         metrics::histogram!("waxwing_commit_group_members").record(jobs.len() as f64);
         let patience = if away { Duration::ZERO } else { RIDE_OUT };
@@ -58,7 +73,8 @@ pub(crate) async fn commit_groups(inner: Arc<Inner>, mut queue: mpsc::Receiver<J
                 let _ = job.answer.send(Err(StoreError::Away("nothing can be written".to_owned())));
             }
         }
-        metrics::histogram!("waxwing_commit_seconds").record(started.elapsed());
+        took = started.elapsed();
+        metrics::histogram!("waxwing_commit_seconds").record(took);
     }
 }
 
@@ -178,7 +194,10 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Answers, Fa
         }
         Err(failure @ Failure::Unknown(..)) => Err(failure),
         Err(failure) => {
-            if let Err(second) = tx.conn.execute("ROLLBACK").await {
+            if matches!(&failure, Failure::Undone(error) if error.is_lost()) {
+                // Nobody answers; the server undoes it.
+                tx.conn.discard();
+            } else if let Err(second) = tx.conn.execute("ROLLBACK").await {
                 tracing::warn!(error = %second, "rollback failed");
                 tx.conn.discard();
             }

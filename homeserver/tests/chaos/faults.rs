@@ -2,7 +2,7 @@
 
 use super::balancer::Balancer;
 use super::cluster::Cluster;
-use super::people::People;
+use super::people::{People, Person};
 use super::wire::{Line, Wire};
 use crate::harness::dice::{Dice, say};
 use crate::harness::server::Server;
@@ -44,8 +44,11 @@ pub enum Fault {
 
 impl Fault {
     /// The ones that every run has, in this order.
-    pub const EACH: [Fault; 9] = [
+    pub const EACH: [Fault; 11] = [
+        // One of them has the lease of delayed events.
         Fault::Kill(0),
+        Fault::Kill(1),
+        Fault::Kill(2),
         Fault::Rolling,
         Fault::Pause(1),
         Fault::CutFromDatabase(2),
@@ -176,18 +179,29 @@ impl World {
         self.wires[node].set(Line::Open);
     }
 
-    /// A node is killed while an event waits to be sent by whoever has the lease of that.
-    async fn kill(&mut self, node: usize, people: &Arc<People>) {
-        const DELAY: Duration = Duration::from_millis(1000);
-        let person = Arc::clone(&people.all[0]);
+    /// An event waits to be sent until long after the end, so that one node always has the lease of that.
+    pub async fn keep_a_lease(&self, people: &People) {
+        self.put_aside(&people.all[0], Duration::from_hours(20)).await;
+    }
+
+    /// An event of the person is to be sent after `delay`. Its content.
+    async fn put_aside(&self, person: &Person, delay: Duration) -> Value {
         let mark = format!("delayed.{}.", self.dice.below(u64::MAX));
         let path = format!(
             "/_matrix/client/v3/rooms/{}/send/m.reaction/{mark}?org.matrix.msc4140.delay={}",
             person.room,
-            DELAY.as_millis(),
+            delay.as_millis(),
         );
         let content = json!({"mark": mark});
         person.account.sure(Method::PUT, &path, &content).await;
+        content
+    }
+
+    /// A node is killed while an event waits to be sent by whoever has the lease of that.
+    async fn kill(&mut self, node: usize, people: &Arc<People>) {
+        const DELAY: Duration = Duration::from_millis(1000);
+        let person = Arc::clone(&people.all[0]);
+        let content = self.put_aside(&person, DELAY).await;
         let due = Instant::now() + DELAY;
         self.nodes[node].kill().await;
         let messages = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=30", person.room);

@@ -23,6 +23,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How many people do something at a time, where all do.
+const AT_ONCE: usize = 8;
 /// After the last fault everything settles in this time.
 const SETTLED: Duration = Duration::from_secs(30);
 
@@ -41,14 +43,13 @@ async fn whatever_fails_what_was_acknowledged_is_there_once() {
     let rate = number("WAXWING_CHAOS_RATE", 12.0);
     let mut tasks = Vec::new();
     let mut listeners = Vec::new();
-    for person in &people.all {
-        // Everybody's first sync comes before the first event.
-        person.sync(0).await;
-    }
+    // Everybody's first sync comes before the first event.
+    everybody_syncs(&people).await;
     for person in &people.all {
         tasks.push(tokio::spawn(Arc::clone(&people).live(Arc::clone(person), rate)));
         listeners.push(tokio::spawn(Arc::clone(&people).listen(Arc::clone(person))));
     }
+    world.keep_a_lease(&people).await;
     let until = Instant::now() + Duration::from_secs_f64(number("WAXWING_CHAOS_MINUTES", 0.0) * 60.0);
     for fault in Fault::EACH {
         world.suffer(fault, &people).await;
@@ -65,9 +66,7 @@ async fn whatever_fails_what_was_acknowledged_is_there_once() {
     for listener in listeners {
         tokio::time::timeout(SETTLED, listener).await.expect("every poll ends").unwrap();
     }
-    for person in &people.all {
-        person.sync(0).await;
-    }
+    everybody_syncs(&people).await;
     let wrong = verdict::judge(&people, &world.urls()).await;
     report(&people, &world, began);
     let examined = world.examine().await;
@@ -79,14 +78,23 @@ async fn whatever_fails_what_was_acknowledged_is_there_once() {
 /// When nothing fails any more, nobody is more than one retry away from service, whatever they want.
 async fn everybody_is_served(people: &Arc<People>) {
     people.tally.most_tries.store(0, Ordering::Relaxed);
-    let deadline = Instant::now() + SETTLED;
-    for person in &people.all {
-        let mark = format!("m{:03}.end.", person.number);
-        let what = people.dice.below(10);
-        assert!(people.act(person, &mark, what, deadline).await, "person {} is not served", person.number);
+    for some in people.all.chunks(AT_ONCE) {
+        let deadline = Instant::now() + SETTLED;
+        let served = some.iter().map(|person| async move {
+            let mark = format!("m{:03}.end.", person.number);
+            let served = people.act(person, &mark, people.dice.below(10), deadline).await;
+            assert!(served, "person {} is not served", person.number);
+        });
+        futures_util::future::join_all(served).await;
     }
     let most = people.tally.most_tries.load(Ordering::Relaxed);
     assert!(most <= 2, "somebody needed {most} tries when all was well again");
+}
+
+async fn everybody_syncs(people: &Arc<People>) {
+    for some in people.all.chunks(AT_ONCE) {
+        futures_util::future::join_all(some.iter().map(|person| person.sync(0))).await;
+    }
 }
 
 fn report(people: &People, world: &World, began: Instant) {

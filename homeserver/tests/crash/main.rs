@@ -45,7 +45,7 @@ async fn survive(engine: &str, mut server: Server) {
     let mut done = 0;
     while done < rounds && (limit == 0.0 || began.elapsed().as_secs_f64() < limit) {
         let round = load.begin();
-        tokio::time::sleep(Duration::from_millis(50 + dice.below(400))).await;
+        tokio::time::sleep(Duration::from_millis(150 + dice.below(900))).await;
         server.kill().await;
         round.end().await;
         starts.push(server.start().await);

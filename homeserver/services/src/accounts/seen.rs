@@ -5,10 +5,13 @@ use parking_lot::Mutex;
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use waxwing_storage::{DeviceRow, StoreError, StoreResult};
 
 /// A device is noted at most so often, in milliseconds.
 const GRAIN: u64 = 60_000;
+/// Devices that are written in one go: they share the commit of whoever writes just then, who must not wait for thousands.
+const AT_ONCE: usize = 64;
 /// Longer names of clients are cut off.
 const LONGEST_AGENT: usize = 512;
 
@@ -83,19 +86,21 @@ impl Accounts {
         if taken.is_empty() {
             return Ok(());
         }
-        self.core
-            .store
-            .write("devices seen", Vec::new(), move |tx| {
-                let taken = taken.clone();
+        for some in taken.chunks(AT_ONCE) {
+            let some: Arc<[_]> = some.into();
+            let write = self.core.store.write("devices seen", Vec::new(), move |tx| {
+                let some = Arc::clone(&some);
                 Box::pin(async move {
-                    for (user, device, sight) in &taken {
+                    for (user, device, sight) in some.iter() {
                         let address = sight.address.to_string();
                         tx.device_seen(user, device, sight.at, &address, sight.agent.as_deref()).await?;
                     }
                     Ok::<(), StoreError>(())
                 })
-            })
-            .await
+            });
+            write.await?;
+        }
+        Ok(())
     }
 }
 
