@@ -173,7 +173,7 @@ async fn members(
         match known.get(user) {
             Some(other) if other == id => {}
             Some(_) => {
-                faults.push(format!("the members' table has another membership of {user} than the state"))
+                faults.push(format!("the members' table has another membership of {user} than the state"));
             }
             None => faults.push(format!("{user} is in the state and not in the members' table")),
         }

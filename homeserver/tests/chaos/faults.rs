@@ -199,7 +199,7 @@ impl World {
 
     /// A node is killed while an event waits to be sent by whoever has the lease of that.
     async fn kill(&mut self, node: usize, people: &Arc<People>) {
-        const DELAY: Duration = Duration::from_millis(1000);
+        const DELAY: Duration = Duration::from_secs(1);
         let person = Arc::clone(&people.all[0]);
         let content = self.put_aside(&person, DELAY).await;
         let due = Instant::now() + DELAY;

@@ -215,7 +215,8 @@ impl Person {
         let since = self.since.lock().clone();
         let mut path = format!("/_matrix/client/v3/sync?timeout={wait}&filter={FILTER}");
         if let Some(since) = &since {
-            path.push_str(&format!("&since={since}"));
+            path.push_str("&since=");
+            path.push_str(since);
         }
         let answer = self.account.sure(Method::GET, &path, &Value::Null).await;
         let room = &answer["rooms"]["join"][&self.room];

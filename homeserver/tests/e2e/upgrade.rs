@@ -62,7 +62,9 @@ async fn nodes_of_two_versions_run_side_by_side() {
     let alice = Raw::register(&older.client_url(), "alice").await;
     let room = alice.create_room(json!({"preset": "public_chat"})).await;
     if previous.is_none() {
-        FUTURE.iter().for_each(|statement| database.execute(statement));
+        for statement in FUTURE {
+            database.execute(statement);
+        }
     }
     newer.start().await;
     let (old, new) = (older.client_url(), newer.client_url());
