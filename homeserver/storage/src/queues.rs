@@ -68,7 +68,7 @@ impl Conn {
     ) -> StoreResult<()> {
         for chunk in pieces(all) {
             let text = rows(TRANSACTIONS_INSERT, 6, chunk.len());
-            on_engine!(self, |c| {
+            let written = on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
                 for ((user, device, endpoint, txn), response, at) in chunk {
                     query = query
@@ -79,8 +79,12 @@ impl Conn {
                         .bind(response)
                         .bind(*at as i64);
                 }
-                query.execute(c).await.map(|_| ())
+                query.execute(c).await.map(|done| done.rows_affected())
             })?;
+            if written < chunk.len() as u64 {
+                // The same request was being answered by another node when this group looked it up.
+                return Err(StoreError::Commit("a request was answered by another node".to_owned()));
+            }
         }
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use crate::Fresh;
 use ruma::UserId;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 use waxwing_storage::{Store, StoreError, TransactionKey};
 
@@ -25,6 +28,28 @@ async fn ask(store: &Store, fresh: String) -> String {
         })
         .await;
     done.unwrap()
+}
+
+/// A node that is slow, or was killed while the database still commits what it wrote; the client tries another node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_that_another_node_is_just_answering_is_answered_once() {
+    let Some(fresh) = Fresh::postgres().await else { return };
+    let store = Store::open(&fresh.url).await.unwrap();
+    let mut other = PgConnection::connect(&fresh.url).await.unwrap();
+    other.execute("BEGIN").await.unwrap();
+    let written = "INSERT INTO transactions (user_id, device_id, endpoint, txn_id, response, created_at) \
+                   VALUES ('@alice:test', 'DEVICE', 'send', '1', 'by the other', 1)";
+    other.execute(written).await.unwrap();
+    let asked = tokio::spawn({
+        let store = store.clone();
+        async move { ask(&store, "by this one".to_owned()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!asked.is_finished(), "it waits for the other's commit");
+    other.execute("COMMIT").await.unwrap();
+    assert_eq!(asked.await.unwrap(), "by the other");
+    drop(store);
+    fresh.drop_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
