@@ -1,5 +1,6 @@
 //! Syncs over real rooms on a real database.
 
+mod growth;
 mod sliding;
 
 use ruma::events::TimelineEventType;
