@@ -46,9 +46,13 @@ impl RoomWork<'_> {
         self.take_all(oldest_first(events), Source::Pulled).await.map(drop)
     }
 
-    /// Takes in history, oldest first; gives how many events are part of the graph afterwards.
+    /// Takes in history, oldest first; gives how many events are part of the graph that were not before.
     pub(super) async fn take_history(&self, events: Vec<Box<RawValue>>) -> Result<usize, Trouble> {
-        let events = self.parse_and_verify(events, Source::Pulled).await?;
+        let mut events = self.parse_and_verify(events, Source::Pulled).await?;
+        let ids: Vec<OwnedEventId> = events.iter().map(|event| event.event_id.clone()).collect();
+        let known = self.context.timeline.events_flags(self.room, &ids).await?;
+        // A server that tells what we have has not helped: another may.
+        events.retain(|event| known.get(&event.event_id).is_none_or(|flags| flags.outlier));
         let first = self.context.timeline.history_reserve(self.room, events.len()).await?;
         Ok(self.take_all(oldest_first(events), Source::History(first)).await?)
     }

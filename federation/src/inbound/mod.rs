@@ -214,8 +214,8 @@ impl Inbound {
         context.timeline.state_join(room, &[], &fetched).await.map_err(|error| error.to_string())
     }
 
-    /// Fetches history before `from` (backward extremities) from the first of `servers` that has some. Gives how many
-    /// events came.
+    /// Fetches history before `from` (backward extremities) from the first of `servers` that has some which we lack and
+    /// can take in. Gives how many events are new.
     pub async fn backfill(
         &self,
         room: &RoomId,

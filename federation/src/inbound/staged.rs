@@ -62,6 +62,16 @@ impl Inbound {
         }
     }
 
+    /// One turn for each room in which something that was put aside is due, as [`Inbound::run_staged`] gives them: for
+    /// whoever keeps the time, as a simulation does. Gives how many rooms had a turn.
+    pub async fn take_staged_once(&self) -> PortResult<usize> {
+        let due = self.context.staging.staged_rooms(ROOMS).await?;
+        for room in &due {
+            self.take_staged(room).await?;
+        }
+        Ok(due.len())
+    }
+
     async fn take_staged(&self, room: &RoomId) -> Result<(), PortError> {
         let staging = &self.context.staging;
         for staged in staging.staged_load(room, BATCH).await? {

@@ -374,18 +374,18 @@ async fn limits_and_rubbish() {
     assert!(world.send("5", &[&event]).await.pdus.is_empty());
 }
 
-#[tokio::test]
-async fn history_is_taken_in_behind_what_we_have() {
+fn texts(events: &[Arc<Event>]) -> Vec<Value> {
+    events.iter().rev().map(|event| serde_json::from_str(event.json.get()).unwrap()).collect()
+}
+
+/// The creator says ten things, of which we know six events and the tenth; the resident server tells what comes before.
+fn world_with_history() -> World {
     let mut resident = Resident::new("them.test", 2);
     for n in 0..10 {
         resident.message("creator", &n.to_string());
     }
     let world = World::new(resident, 6, 10);
-    let old: Vec<Value> = world.resident.events[8..12]
-        .iter()
-        .rev()
-        .map(|event| serde_json::from_str(event.json.get()).unwrap())
-        .collect();
+    let old = texts(&world.resident.events[8..12]);
     let inner = Arc::clone(&world.resident);
     world.us.network.add("them.test", move |request| {
         if request.path_and_query.contains("/backfill/") {
@@ -401,9 +401,27 @@ async fn history_is_taken_in_behind_what_we_have() {
         let event = inner.find(id)?;
         Some((200, json!({ "pdus": [serde_json::from_str::<Value>(event.json.get()).unwrap()] })))
     });
+    world
+}
+
+#[tokio::test]
+async fn history_is_taken_in_behind_what_we_have() {
+    let world = world_with_history();
     let servers = ["gone.test".try_into().unwrap(), "them.test".try_into().unwrap()];
     let from = [world.resident.events[13].event_id.clone()];
     let count = world.inbound.backfill(&world.resident.room, &servers, &from, 10).await.unwrap();
     assert_eq!(count, 4);
     assert_eq!(world.ids(6), world.resident.events[8..12].iter().map(|event| id(event)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn who_tells_only_what_is_known_does_not_keep_us_from_asking_others() {
+    let world = world_with_history();
+    let known = texts(&world.resident.events[..6]);
+    world.us.network.add("parrot.test", move |_| Some((200, json!({ "pdus": known }))));
+    let from = [world.resident.events[13].event_id.clone()];
+    let parrot = ["parrot.test".try_into().unwrap()];
+    assert_eq!(world.inbound.backfill(&world.resident.room, &parrot, &from, 10).await.unwrap(), 0);
+    let both = ["parrot.test".try_into().unwrap(), "them.test".try_into().unwrap()];
+    assert_eq!(world.inbound.backfill(&world.resident.room, &both, &from, 10).await.unwrap(), 4);
 }

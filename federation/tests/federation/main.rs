@@ -1,5 +1,6 @@
 //! The package's tests from the outside, in one binary: linking is what takes longest.
 
+mod hostile;
 mod https;
 mod inbound;
 mod keys;

@@ -20,6 +20,9 @@ use waxwing_federation::net::{AddressPolicy, Dns, DnsError, Service};
 use waxwing_federation::transport::{HttpTransport, TransportConfig};
 use waxwing_model::Clock;
 
+/// The year until which certificates are good.
+pub const GOOD_UNTIL: i32 = 4000;
+
 /// A certificate authority.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, CertKey>,
@@ -37,10 +40,11 @@ impl Authority {
         self.issuer.der().clone()
     }
 
-    fn acceptor(&self, name: &str, protocols: &[&str]) -> TlsAcceptor {
+    fn acceptor(&self, name: &str, protocols: &[&str], until: i32) -> TlsAcceptor {
         let key = CertKey::generate().unwrap();
-        let cert =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -61,6 +65,13 @@ impl Authority {
     /// The same, counting connections.
     pub async fn serve_counting(&self, name: &str, app: Router) -> (u16, Arc<AtomicUsize>) {
         self.serve_speaking(name, app, &["h2", "http/1.1"]).await
+    }
+
+    /// The same at an address of this machine, with a certificate that ended with the year `until`.
+    pub async fn serve_at(&self, address: &str, name: &str, until: i32, app: Router) -> u16 {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        let acceptor = self.acceptor(name, &["http/1.1"], until);
+        Authority::accept_all(listener, acceptor, app, |_| ())
     }
 
     /// The same by a server that knows nothing of HTTP/2.
@@ -94,8 +105,17 @@ impl Authority {
         note: impl Fn(bool) + Clone + Send + 'static,
     ) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let acceptor = self.acceptor(name, protocols, GOOD_UNTIL);
+        Authority::accept_all(listener, acceptor, app, note)
+    }
+
+    fn accept_all(
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+        app: Router,
+        note: impl Fn(bool) + Clone + Send + 'static,
+    ) -> u16 {
         let port = listener.local_addr().unwrap().port();
-        let acceptor = self.acceptor(name, protocols);
         tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
@@ -160,13 +180,23 @@ pub fn transport_with_hosts(
     hosts: &[(&str, String)],
 ) -> HttpTransport {
     let hosts = hosts.iter().map(|(name, place)| ((*name).try_into().unwrap(), place.clone())).collect();
+    let addresses = AddressPolicy { allow_private, allowed: Vec::new() };
+    transport_over(authority, Arc::new(dns), DiscoveryConfig { hosts, ports }, addresses)
+}
+
+pub fn transport_over(
+    authority: &Authority,
+    dns: Arc<dyn Dns>,
+    discovery: DiscoveryConfig,
+    addresses: AddressPolicy,
+) -> HttpTransport {
     let config = TransportConfig {
-        discovery: DiscoveryConfig { hosts, ports },
-        addresses: AddressPolicy { allow_private, allowed: Vec::new() },
+        discovery,
+        addresses,
         extra_roots: vec![authority.root()],
         user_agent: "test".into(),
     };
-    HttpTransport::new(config, Arc::new(dns), Clock::System).unwrap()
+    HttpTransport::new(config, dns, Clock::System).unwrap()
 }
 
 pub fn server(name: &str) -> &ServerName {

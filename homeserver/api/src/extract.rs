@@ -1,6 +1,7 @@
 //! From an HTTP request to a typed one and who makes it.
 
 use crate::access::Rules;
+use crate::bodies::{self, ReadError};
 use crate::error::{ApiError, ApiResult};
 use crate::state::Api;
 use axum::body::Body;
@@ -166,15 +167,13 @@ pub(crate) async fn path(parts: &mut Parts) -> ApiResult<Vec<String>> {
 /// # Errors
 /// 413 `M_TOO_LARGE`; 408 when it takes too long; 400 when the connection breaks.
 pub(crate) async fn read_body(body: Body, limit: usize) -> ApiResult<Bytes> {
-    match tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, limit)).await {
+    match tokio::time::timeout(BODY_PATIENCE, bodies::read(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            let source = std::error::Error::source(&error);
-            if source.is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>) {
-                Err(ApiError::too_large(format_args!("The body is larger than {limit} bytes")))
-            } else {
-                Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, "The body could not be read"))
-            }
+        Ok(Err(ReadError::TooLarge)) => {
+            Err(ApiError::too_large(format_args!("The body is larger than {limit} bytes")))
+        }
+        Ok(Err(ReadError::Broken)) => {
+            Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, "The body could not be read"))
         }
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -4,6 +4,7 @@
 //! What it does not do: rules. Handlers hold no SQL and no decisions.
 
 mod access;
+mod bodies;
 mod client;
 mod error;
 mod extract;

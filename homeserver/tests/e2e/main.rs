@@ -32,6 +32,7 @@ mod from_memory;
 mod gateway;
 mod hostile;
 mod http;
+mod intruders;
 mod keys;
 mod latency;
 mod letters;

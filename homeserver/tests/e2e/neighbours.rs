@@ -22,15 +22,15 @@ use waxwing_rooms::sign::hash_and_sign_event;
 use waxwing_storage::StoreError;
 
 /// A server in one of its shapes, and another organisation's whose key we hold: what we sign, it has signed.
-struct Neighbours {
-    alpha: Site,
-    beta: Identity,
+pub struct Neighbours {
+    pub alpha: Site,
+    pub beta: Identity,
     _beta: Node,
     _folder: TempDir,
 }
 
 impl Neighbours {
-    async fn start(shape: Shape) -> Option<Neighbours> {
+    pub async fn start(shape: Shape) -> Option<Neighbours> {
         let folder = tempfile::tempdir().unwrap();
         write_certificates(folder.path());
         let at = |file: String| folder.path().join(file).display().to_string();
@@ -62,7 +62,7 @@ impl Neighbours {
     }
 
     /// Beta's bob joins a room of `owner`'s at alpha, in which everybody may do everything.
-    async fn joins(&self, owner: &Raw, version: RoomVersionId) -> Guest {
+    pub async fn joins(&self, owner: &Raw, version: RoomVersionId) -> Guest {
         let levels = json!({"state_default": 0, "events_default": 0, "events": {}});
         let room = json!({
             "preset": "public_chat", "room_version": version, "power_level_content_override": levels,
@@ -88,7 +88,7 @@ impl Neighbours {
     }
 
     /// A state event of the guest's that follows the join, made a minute from now.
-    fn event_of(&self, guest: &Guest, kind: &str, content: &Value) -> Value {
+    pub fn event_of(&self, guest: &Guest, kind: &str, content: &Value) -> Value {
         let name = |event: &Event| match guest.version {
             RoomVersionId::V1 | RoomVersionId::V2 => {
                 json!([event.event_id, {"sha256": reference_hash_of(event, &guest.version).unwrap()}])
@@ -168,13 +168,13 @@ pub async fn join_as(
 }
 
 /// Beta's bob in a room of alpha's.
-struct Guest {
-    room: String,
-    user: String,
-    version: RoomVersionId,
-    join: Event,
+pub struct Guest {
+    pub room: String,
+    pub user: String,
+    pub version: RoomVersionId,
+    pub join: Event,
     /// What authorises what he does.
-    auth_events: Vec<Event>,
+    pub auth_events: Vec<Event>,
 }
 
 fn transaction(edus: &Value) -> Value {
