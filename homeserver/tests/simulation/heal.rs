@@ -30,6 +30,7 @@ impl World {
         self.note("healed");
         for round in 0..ROUNDS {
             self.flush().await;
+            self.take_staged().await;
             for room in self.rooms.clone() {
                 for index in self.honest() {
                     self.speak(index, &room).await;
@@ -122,17 +123,25 @@ impl World {
                 same_state(view_a, view_b)
                     .map_err(|why| differ(&format!("{why}{}", first_difference(view_a, view_b))))?;
                 compared.events += same_verdicts(view_a, view_b).map_err(|why| differ(&why))?;
-                let had = |id: &OwnedEventId| {
-                    views.values().any(|view| view.events.get(id).is_some_and(|seen| !seen.flags.outlier))
-                };
                 for (own, (server, view)) in [(view_a, (b, view_b)), (view_b, (a, view_a))] {
                     let whose = if server == b { a } else { b };
-                    self.nothing_lost(whose, own, view, &had)
+                    self.nothing_lost(whose, own, view, &|id| self.owners(&views, view, id))
                         .map_err(|why| format!("s{server} in {room}: {why}"))?;
                 }
             }
         }
         Ok(compared)
+    }
+
+    /// Which servers have an event as part of their graph, and how. Only of those that are in the room as `asker` sees
+    /// it: nobody else can be asked for it. Who was thrown out while the network was cut may not even know.
+    fn owners(&self, views: &Views, asker: &View, id: &OwnedEventId) -> Vec<String> {
+        let asked = views.iter().filter(|(index, _)| asker.has_server(self.nodes[**index].name()));
+        let has = asked.filter_map(|(index, view)| {
+            let seen = view.events.get(id).filter(|seen| !seen.flags.outlier)?;
+            Some(format!("s{index}: {:?}, {}", seen.flags, seen.event.json.get()))
+        });
+        has.collect()
     }
 
     /// What the server `index` (which sees the room as `own`) sent and accepted is in another's history.
@@ -141,7 +150,7 @@ impl World {
         index: usize,
         own: &View,
         other: &View,
-        had: &dyn Fn(&OwnedEventId) -> bool,
+        had: &dyn Fn(&OwnedEventId) -> Vec<String>,
     ) -> Result<(), String> {
         let history = history(other, had)?;
         for (id, seen) in &own.events {
@@ -155,16 +164,25 @@ impl World {
     }
 }
 
-/// All that the ends of a room follow from: none of it may be missing that any server in the room still has (`had`).
-fn history(view: &View, had: &dyn Fn(&OwnedEventId) -> bool) -> Result<BTreeSet<OwnedEventId>, String> {
+/// All that the ends of a room follow from: none of it may be missing that any server in the room still has (`had`
+/// tells which have it, and how).
+fn history(
+    view: &View,
+    had: &dyn Fn(&OwnedEventId) -> Vec<String>,
+) -> Result<BTreeSet<OwnedEventId>, String> {
     let mut found = BTreeSet::new();
     let mut next = view.extremities.clone();
     while let Some(id) = next.pop() {
         let Some(seen) = view.events.get(&id).filter(|seen| !seen.flags.outlier) else {
-            if !had(&id) {
+            let others = had(&id);
+            if others.is_empty() {
                 continue;
             }
-            return Err(format!("{id} is missing in the history (ends: {:?})", view.backward));
+            let others = others.join("\n  ");
+            return Err(format!(
+                "{id} is missing in the history (ends: {:?}); had by\n  {others}",
+                view.backward
+            ));
         };
         if found.insert(id) {
             next.extend(seen.event.prev_events.iter().cloned());

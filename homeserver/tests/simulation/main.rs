@@ -3,7 +3,8 @@
 //! servers must come to one state of each room, and no event may be lost.
 //!
 //! Everything follows from a seed. `SIMULATION_SEED=N cargo test -p waxwing --test simulation` repeats one, and prints
-//! what happens in it. `SIMULATION_SEEDS=FROM..TO` runs others than usual.
+//! what happens in it; `SIMULATION_LOG=waxwing_federation=debug` shows what the servers say of it. `SIMULATION_SEEDS=FROM..TO`
+//! runs others than usual.
 
 mod dice;
 mod graph;
@@ -24,13 +25,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use waxwing_rooms::version;
 use world::{Kind, World};
 
-/// Seeds of the servers without database: two minutes of two cores. `docs/status.md` says how far others have been run.
-const PURE: Range<u64> = 0..250;
-/// Seeds of whole servers, which cost ten times as much.
+/// Seeds of the servers without database: a fifth of a second of one core each.
+const PURE: Range<u64> = 0..1000;
+/// Seeds of whole servers, which cost eight times as much.
 const WHOLE: Range<u64> = 0..40;
-/// Threads: as many seeds run at the same time.
-const THREADS: usize = 2;
-
 /// A folder in memory where there is one: databases there are as good for this, and much faster.
 fn folder() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");
@@ -67,6 +65,11 @@ fn seeds(usual: Range<u64>) -> (Range<u64>, bool) {
     let number = |text: &str| text.trim().parse::<u64>().expect("a number");
     if let Ok(seed) = std::env::var("SIMULATION_SEED") {
         let seed = number(&seed);
+        if let Ok(wanted) = std::env::var("SIMULATION_LOG") {
+            let filter = tracing_subscriber::EnvFilter::try_new(wanted).expect("what to show");
+            // Both tests may run.
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
         return (seed..seed + 1, true);
     }
     match std::env::var("SIMULATION_SEEDS") {
@@ -83,8 +86,10 @@ fn run_all(kind: Kind, usual: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
     let failures = Mutex::new(Vec::new());
     let total = Mutex::new(Compared::default());
+    // As many seeds at the same time as there are cores.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
+        for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);

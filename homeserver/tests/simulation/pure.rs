@@ -67,24 +67,57 @@ impl Replays for Memory {
     }
 }
 
-/// What is not taken in at once is not taken in at all: it is fetched when something follows it.
-struct NoStaging;
+/// Events put aside, each with the time at which it is due.
+struct Aside {
+    clock: Clock,
+    rooms: Mutex<BTreeMap<OwnedRoomId, Vec<(u64, Staged)>>>,
+}
+
+impl Aside {
+    fn later(&self, wait: Duration) -> u64 {
+        self.clock.millis() + wait.as_millis() as u64
+    }
+}
 
 #[async_trait]
-impl Staging for NoStaging {
-    async fn staged_put(&self, _: &RoomId, _: Vec<Staged>, _: Duration) -> PortResult<()> {
+impl Staging for Aside {
+    async fn staged_put(&self, room: &RoomId, events: Vec<Staged>, wait: Duration) -> PortResult<()> {
+        let due = self.later(wait);
+        let mut rooms = self.rooms.lock();
+        let waiting = rooms.entry(room.to_owned()).or_default();
+        for event in events {
+            if !waiting.iter().any(|(_, known)| known.event_id == event.event_id) {
+                waiting.push((due, event));
+            }
+        }
         Ok(())
     }
-    async fn staged_rooms(&self, _: usize) -> PortResult<Vec<OwnedRoomId>> {
-        Ok(Vec::new())
+    async fn staged_rooms(&self, limit: usize) -> PortResult<Vec<OwnedRoomId>> {
+        let now = self.clock.millis();
+        let rooms = self.rooms.lock();
+        let due = rooms.iter().filter(|(_, waiting)| waiting.iter().any(|(due, _)| *due <= now));
+        Ok(due.map(|(room, _)| room.clone()).take(limit).collect())
     }
-    async fn staged_load(&self, _: &RoomId, _: usize) -> PortResult<Vec<Staged>> {
-        Ok(Vec::new())
+    async fn staged_load(&self, room: &RoomId, limit: usize) -> PortResult<Vec<Staged>> {
+        let now = self.clock.millis();
+        let rooms = self.rooms.lock();
+        let waiting = rooms.get(room).into_iter().flatten();
+        Ok(waiting.filter(|(due, _)| *due <= now).take(limit).map(|(_, event)| event.clone()).collect())
     }
-    async fn staged_remove(&self, _: &RoomId, _: &[OwnedEventId]) -> PortResult<()> {
+    async fn staged_remove(&self, room: &RoomId, events: &[OwnedEventId]) -> PortResult<()> {
+        if let Some(waiting) = self.rooms.lock().get_mut(room) {
+            waiting.retain(|(_, event)| !events.contains(&event.event_id));
+        }
         Ok(())
     }
-    async fn staged_later(&self, _: &RoomId, _: &[OwnedEventId], _: Duration) -> PortResult<()> {
+    async fn staged_later(&self, room: &RoomId, events: &[OwnedEventId], wait: Duration) -> PortResult<()> {
+        let later = self.later(wait);
+        let mut rooms = self.rooms.lock();
+        let waiting = rooms.get_mut(room).into_iter().flatten();
+        for (due, event) in waiting.filter(|(_, event)| events.contains(&event.event_id)) {
+            *due = later;
+            event.attempts += 1;
+        }
         Ok(())
     }
 }
@@ -141,7 +174,7 @@ impl Pure {
             timeline: Arc::clone(&graph) as _,
             edus: Arc::new(NoEdus),
             replays: memory,
-            staging: Arc::new(NoStaging),
+            staging: Arc::new(Aside { clock: clock.clone(), rooms: Mutex::default() }),
         });
         Pure { identity, clock, client, ring, remote, inbound, graph }
     }

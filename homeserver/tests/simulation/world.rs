@@ -172,7 +172,8 @@ impl World {
                 }
             }
             75..84 => self.weather(),
-            84..90 => self.echo().await,
+            84..88 => self.echo().await,
+            88..90 => self.take_staged().await,
             90..92 => self.pass(2 * CATCH_UP_AFTER),
             _ => crate::hostile::strike(self).await,
         }
@@ -230,6 +231,16 @@ impl World {
         let (from, to, open) = self.dice.pick(&self.echoes).clone();
         let sent = self.nodes[from].client().send_transaction(&to, &open.txn, &open.body).await;
         self.note(format!("{} repeats {} to {to}: {sent:?}", self.nodes[from].name(), open.txn));
+    }
+
+    /// Every server gets to what it put aside, as far as it is due.
+    pub async fn take_staged(&mut self) {
+        for node in self.nodes.clone() {
+            let rooms = node.inbound().take_staged_once().await.expect("the staging table");
+            if rooms > 0 {
+                self.note(format!("{} comes back to what it put aside in {rooms} rooms", node.name()));
+            }
+        }
     }
 
     fn weather(&mut self) {
