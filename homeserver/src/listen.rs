@@ -31,6 +31,12 @@ const FIRST_REQUEST: Duration = Duration::from_secs(30);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After a failure to take a connection, for want of file descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// When the server ends: how long it waits for the next of the connections that were made before, of which the system
+/// keeps so many at most.
+const LAST_ACCEPT: Duration = Duration::from_millis(5);
+const BACKLOG: usize = 4096;
+/// When the server ends: how long a connection that has asked for nothing yet may take to begin.
+const LAST_REQUEST: Duration = Duration::from_millis(100);
 /// How every connection of HTTP/2 begins: <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How often the beginning of a connection is looked at until it can be told from that.
@@ -133,7 +139,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTra
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shared.closing.cancelled() => return Ok(()),
+            () = shared.closing.cancelled() => break,
         };
         match accepted {
             Ok((stream, peer)) => drop(connections.spawn(connection(stream, peer, Arc::clone(&shared)))),
@@ -144,6 +150,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, connections: TaskTra
             }
         }
     }
+    // Those whom the system has let in already may have asked: closing the listener would cut them off unheard.
+    for _ in 0..BACKLOG {
+        let Ok(Ok((stream, peer))) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await else {
+            break;
+        };
+        connections.spawn(connection(stream, peer, Arc::clone(&shared)));
+    }
+    Ok(())
 }
 
 /// Serves one connection until it ends. Thousands of clients hold one each and wait: what only its beginning needs is on
@@ -153,11 +167,16 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     match &shared.scheme {
         Scheme::Http => {
-            let begun = tokio::time::timeout(FIRST_REQUEST, begins_as_http2(&stream));
-            let http2 = tokio::select! {
-                begun = begun => matches!(begun, Ok(Ok(true))),
-                () = shared.closing.cancelled() => return,
-            };
+            let begun = Box::pin(async {
+                let mut begun = std::pin::pin!(begins_as_http2(&stream));
+                tokio::select! {
+                    biased;
+                    begun = tokio::time::timeout(FIRST_REQUEST, &mut begun) => begun,
+                    () = shared.closing.cancelled() => tokio::time::timeout(LAST_REQUEST, begun).await,
+                }
+            });
+            let Ok(begun) = begun.await else { return };
+            let http2 = matches!(begun, Ok(true));
             serve(Taken::new(stream, STALLED), http2, peer, &shared).await;
         }
         Scheme::Https(tls) => {
@@ -229,6 +248,8 @@ where
     let (mut patient, mut closing) = (true, false);
     loop {
         tokio::select! {
+            // What has been asked before the end is read before the connection is told of the end.
+            biased;
             ended = &mut connection => {
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "a connection broke");

@@ -110,6 +110,7 @@ mod tests {
             media: Media {
                 path: config.media.path.clone(),
                 store: config.media.store.clone(),
+                user_quota_info: config.media.user_quota_info.clone(),
                 s3: S3 {
                     endpoint: config.media.s3.endpoint.clone(),
                     access_key_id: config.media.s3.access_key_id.clone(),

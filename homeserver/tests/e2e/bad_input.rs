@@ -293,8 +293,12 @@ async fn identifiers_and_tokens_that_are_none() {
 async fn a_database_of_a_newer_version_is_left_alone() {
     let Some(mut site) = Site::start(Shape::Postgres).await else { return };
     site.nodes[0].stop().await;
-    let future = "INSERT INTO schema_migrations (version, name) VALUES (9999, '9999_future')";
-    site.database.as_ref().unwrap().execute(future);
+    for statement in [
+        "INSERT INTO schema_migrations (version, name) VALUES (9999, '9999_future')",
+        "UPDATE settings SET value = '9998' WHERE name = 'compatible_since'",
+    ] {
+        site.database.as_ref().unwrap().execute(statement);
+    }
     let output = site.nodes[0].run(&[]).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
