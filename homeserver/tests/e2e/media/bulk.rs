@@ -109,7 +109,7 @@ async fn files_in_a_bucket() {
     // What is over the quota breaks off after some parts, and nothing of it stays.
     let pieces = (0..120).map(|_| Ok::<_, std::io::Error>(vec![1_u8; 100_000]));
     let stream = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
-    put(&alice, Method::POST, UPLOAD, "text/plain", stream).await.refused(403, "M_FORBIDDEN");
+    put(&alice, Method::POST, UPLOAD, "text/plain", stream).await.refused(403, "M_USER_LIMIT_EXCEEDED");
     let output = site.nodes[0].run(&["media", "remove", &format!("mxc://{uri}")]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for _ in 0..100 {
