@@ -16,7 +16,7 @@ statements! {
     MEMBERS = "SELECT COUNT(*), MIN(m.event_id) FROM members m JOIN rooms r ON r.room_id = m.room_id LEFT JOIN events e ON e.event_id = m.event_id WHERE m.membership = 'join' AND e.event_id IS NULL";
     RELATIONS = "SELECT COUNT(*), MIN(r.child_id) FROM relations r LEFT JOIN events e ON e.event_id = r.child_id WHERE e.event_id IS NULL";
     RECEIPTS = "SELECT COUNT(*), MIN(user_id) FROM receipts WHERE event_sn > (SELECT position FROM log_head WHERE id = 1)";
-    OUTGOING = "SELECT COUNT(*), MIN(o.event_id) FROM outgoing o LEFT JOIN events e ON e.event_id = o.event_id WHERE e.event_id IS NULL";
+    OUTGOING = "SELECT COUNT(*), MIN(o.event_id) FROM outgoing o LEFT JOIN events e ON e.event_id = o.event_id WHERE o.edu IS NULL AND e.event_id IS NULL";
     TOKENS = "SELECT COUNT(*), MIN(t.user_id) FROM access_tokens t LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id WHERE t.device_id IS NOT NULL AND d.device_id IS NULL";
     DEVICES = "SELECT COUNT(*), MIN(d.user_id) FROM devices d LEFT JOIN users u ON u.user_id = d.user_id WHERE u.user_id IS NULL";
     FILES = "SELECT COUNT(*), MIN(m.media_id) FROM media m JOIN media_garbage g ON g.object = m.object";

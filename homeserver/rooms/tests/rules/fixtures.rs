@@ -9,11 +9,13 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use waxwing_model::Event;
 use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
 
-/// Where the source of the library is.
+/// Where the source of the library is. Asked for once: Cargo waits while another of it is at work.
+static LIBRARY: LazyLock<PathBuf> = LazyLock::new(library);
+
 fn library() -> PathBuf {
     #[derive(Deserialize)]
     struct Metadata {
@@ -45,7 +47,7 @@ fn load(files: &[&str]) -> Case {
     let mut case = Case { version: RoomVersionId::V1, events: BTreeMap::new(), order: Vec::new() };
     let mut room = None;
     for file in files {
-        let text = std::fs::read_to_string(library().join("fixtures").join(file)).expect("a fixture");
+        let text = std::fs::read_to_string(LIBRARY.join("fixtures").join(file)).expect("a fixture");
         for mut event in serde_json::from_str::<Vec<Map<String, Value>>>(&text).expect("events") {
             let id = OwnedEventId::try_from(event["event_id"].as_str().expect("an id")).expect("an id");
             if event["type"] == "m.room.create" {
@@ -112,7 +114,7 @@ impl Case {
     }
 
     fn state_of(&self, file: &str) -> StateMap {
-        let text = std::fs::read_to_string(library().join("fixtures").join(file)).expect("a state");
+        let text = std::fs::read_to_string(LIBRARY.join("fixtures").join(file)).expect("a state");
         let ids: Vec<OwnedEventId> = serde_json::from_str(&text).expect("ids");
         ids.into_iter().map(|id| (self.events[&id].state_entry().expect("state"), id)).collect()
     }
@@ -126,7 +128,7 @@ fn expected(name: &str) -> StateMap {
         state_key: String,
         event_id: OwnedEventId,
     }
-    let path = library().join("snapshots").join(format!("{name}@resolved_state.snap"));
+    let path = LIBRARY.join("snapshots").join(format!("{name}@resolved_state.snap"));
     let text = std::fs::read_to_string(path).expect("a snapshot");
     let (_, json) = text.split_once("\n---\n").expect("a head");
     let entries: Vec<Entry> = serde_json::from_str(json).expect("entries");
