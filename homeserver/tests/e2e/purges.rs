@@ -67,9 +67,17 @@ async fn history_goes(site: &Site) {
     // Whoever was away, and whoever comes anew, gets on.
     let next = alice.send_sealed(&room, "after").await.fine()["event_id"].clone();
     let since = first["next_batch"].as_str().unwrap();
-    let sync = alice.get(&format!("/_matrix/client/v3/sync?timeout=0&since={since}")).await.fine();
-    let events = &sync["rooms"]["join"][&room]["timeline"]["events"];
-    assert!(events.as_array().unwrap().iter().any(|event| event["event_id"] == next), "{sync}");
+    // Another node hears of it a moment later.
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let sync = alice.get(&format!("/_matrix/client/v3/sync?timeout=0&since={since}")).await.fine();
+        let events = sync["rooms"]["join"][&room]["timeline"]["events"].as_array();
+        if events.is_some_and(|events| events.iter().any(|event| event["event_id"] == next)) {
+            break;
+        }
+        assert!(Instant::now() < end, "{sync}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let whole = alice.get("/_matrix/client/v3/sync?timeout=0").await.fine();
     let joined = &whole["rooms"]["join"][&room];
     assert!(
