@@ -38,6 +38,9 @@ pub enum StoreError {
     /// this node remembers is of no use.
     #[error("the database is not the one that this node has read: it lacks the log from {0} on")]
     GoneBack(LogPosition),
+    /// A request of the group was being answered by another node when the group looked it up. Its answer is there now.
+    #[error("a request was answered by another node")]
+    Answered,
     /// So many writes wait that no more are taken. Worth asking again.
     #[error("too many writes wait")]
     Full,

@@ -145,6 +145,7 @@ type Answers = Vec<Result<Answer, StoreError>>;
 /// Commits, again where the database was lost on the way and is back before `deadline`. Never twice: where the
 /// connection was lost during the commit, the log says whether it was done.
 async fn commit_surely(inner: &Arc<Inner>, jobs: &[Job], deadline: Instant) -> StoreResult<Answers> {
+    let mut looked_again = false;
     loop {
         let error = match commit_together(inner, jobs).await {
             Ok(answers) => return Ok(answers),
@@ -159,6 +160,10 @@ async fn commit_surely(inner: &Arc<Inner>, jobs: &[Job], deadline: Instant) -> S
                 error
             }
         };
+        if matches!(error, StoreError::Answered) && !looked_again {
+            looked_again = true;
+            continue;
+        }
         if !error.is_lost() || Instant::now() >= deadline {
             return Err(error);
         }

@@ -81,7 +81,7 @@ impl Conn {
             })?;
             if written < chunk.len() as u64 {
                 // The same request was being answered by another node when this group looked it up.
-                return Err(StoreError::Commit("a request was answered by another node".to_owned()));
+                return Err(StoreError::Answered);
             }
         }
         Ok(())
