@@ -286,7 +286,10 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.state_nodes_insert(&buffers.nodes).await?;
     let in_time = tx.in_time(&buffers.events);
     tx.rooms_flush().await?;
-    tx.conn.transactions_insert(&now.iter().collect::<Vec<_>>()).await?;
+    if tx.conn.transactions_insert(&now.iter().collect::<Vec<_>>()).await? < now.len() {
+        // The same request was being answered by another node when this group looked it up.
+        return Err(StoreError::Answered);
+    }
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
