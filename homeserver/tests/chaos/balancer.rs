@@ -102,12 +102,12 @@ async fn forward(nodes: Arc<Nodes>, request: Request) -> Response<Body> {
         match send(&nodes.client, backend, &asked).await {
             Ok(response) => return response,
             Err((again, error)) => {
-                why = format!("{}: {error}", backend.url).chars().take(400).collect::<String>()
-                    + if again { "" } else { " (not tried elsewhere)" }
+                let end = if again { "" } else { " (not tried elsewhere)" };
+                why += &format!("{}: {error}{end}; ", backend.url);
+                if !again {
+                    break;
+                }
             }
-        }
-        if why.ends_with("elsewhere)") {
-            break;
         }
     }
     failure(&why)
@@ -131,7 +131,7 @@ async fn send(
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
     let sent = tokio::select! {
-        sent = request.send() => sent.map_err(|error| (repeatable || error.is_connect(), format!("{error:?}"))),
+        sent = request.send() => sent.map_err(|error| (repeatable || error.is_connect(), crate::harness::http::root(&error))),
         () = down => Err((repeatable, "the node went down".to_owned())),
     };
     let answer = sent?;
@@ -139,7 +139,7 @@ async fn send(
     for name in ["content-length", "transfer-encoding", "connection"] {
         headers.remove(name);
     }
-    let body = answer.bytes().await.map_err(|error| (false, format!("{error:?}")))?;
+    let body = answer.bytes().await.map_err(|error| (false, crate::harness::http::root(&error)))?;
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     *response.headers_mut() = headers;

@@ -75,6 +75,9 @@ impl Fault {
     }
 }
 
+/// Failed requests of each fault that are shown.
+const SHOWN: usize = 5;
+
 /// Everything that can be hurt. The order of fields is that in which they end.
 pub struct World {
     pub balancer: Balancer,
@@ -171,6 +174,10 @@ impl World {
             (over - began).as_secs_f64(),
             gap.as_secs_f64(),
         ));
+        let why = std::mem::take(&mut *people.tally.why.lock().unwrap());
+        for why in why.iter().take(SHOWN) {
+            say(&format!("  {}", why.chars().take(400).collect::<String>()));
+        }
     }
 
     async fn line(&mut self, node: usize, line: Line) {

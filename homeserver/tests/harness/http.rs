@@ -2,13 +2,14 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// An answer, or a wait for one, that takes longer is a failure.
-pub const LIMIT: Duration = Duration::from_secs(12);
+/// An answer, or a wait for one, that takes longer is a failure. A poll of eight seconds may be begun anew on each of three
+/// nodes, where one after the other goes.
+pub const LIMIT: Duration = Duration::from_secs(30);
 /// Between two tries of the same request.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -27,6 +28,8 @@ pub struct Tally {
     pub served: AtomicU64,
     /// Refused for now, broken off or not answered: to be sent again.
     pub failed: AtomicU64,
+    /// Each of them, with what it was answered.
+    pub why: Mutex<Vec<String>>,
     /// The most tries that one request took.
     pub most_tries: AtomicU64,
 }
@@ -70,9 +73,9 @@ impl Account {
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
         }
-        let response = request.send().await.map_err(|error| format!("{error:?}"))?;
+        let response = request.send().await.map_err(|error| root(&error))?;
         let status = response.status().as_u16();
-        let text = response.text().await.map_err(|error| format!("{error:?}"))?;
+        let text = response.text().await.map_err(|error| root(&error))?;
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 
@@ -89,8 +92,9 @@ impl Account {
                     self.tally.most_tries.fetch_max(tries, Ordering::Relaxed);
                     return Some(body);
                 }
-                Ok((429 | 500..=599, _)) | Err(_) => {
+                failed @ (Ok((429 | 500..=599, _)) | Err(_)) => {
                     self.tally.failed.fetch_add(1, Ordering::Relaxed);
+                    self.tally.why.lock().unwrap().push(format!("{method} {failed:?} {path}"));
                 }
                 Ok((status, body)) => panic!("{method} {path}: {status} {body}"),
             }
@@ -108,6 +112,11 @@ impl Account {
         let served = self.until(method.clone(), path, body, deadline).await;
         served.unwrap_or_else(|| panic!("{method} {path} was not served for a minute"))
     }
+}
+
+/// What an error comes from.
+pub fn root(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root)
 }
 
 /// The content of a sealed letter that nobody can open, with a mark.
