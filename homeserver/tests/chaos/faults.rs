@@ -131,6 +131,10 @@ impl World {
     /// Does it, waits until it is over, and lets everybody take a breath.
     pub async fn suffer(&mut self, fault: Fault, people: &Arc<People>) {
         let began = Instant::now();
+        if fault == Fault::Rolling {
+            // Polls that were broken off before have failed by then, and do not count.
+            tokio::time::sleep(Duration::from_secs(9)).await;
+        }
         let failed = people.tally.failed.load(Ordering::Relaxed);
         for wire in &self.wires {
             wire.mangle_hints(self.dice.below(2) == 0);
