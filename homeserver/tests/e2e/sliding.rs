@@ -175,8 +175,16 @@ async fn to_device(alice: &Raw, bob: &Raw) {
 async fn steps(alice: &Raw, bob: &Raw, mut connection: Connection<'_>) {
     let room = bob.create_room(json!({"preset": "private_chat", "invite": [&alice.user]})).await;
     alice.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
-    // The other's devices are news.
-    connection.ask(0).await;
+    // The other's devices are news, at another node a moment later.
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = connection.ask(100).await;
+        let changed = answer["extensions"]["e2ee"]["device_lists"]["changed"].as_array().cloned();
+        if changed.is_some_and(|changed| changed.iter().any(|user| *user == bob.user)) {
+            break;
+        }
+        assert!(Instant::now() < end, "{answer}");
+    }
     let began = Instant::now();
     let waiting = connection.ask(30_000);
     let saying = async {
