@@ -97,20 +97,20 @@ async fn forward(nodes: Arc<Nodes>, request: Request) -> Response<Body> {
     let mut order: Vec<&Backend> = (0..count).map(|offset| &nodes.all[(first + offset) % count]).collect();
     // Those that are not ready come last: where none is, it is worth trying.
     order.sort_by_key(|backend| !*backend.up.borrow());
-    let mut why = String::new();
+    let mut why = Vec::new();
     for backend in order {
         match send(&nodes.client, backend, &asked).await {
             Ok(response) => return response,
             Err((again, error)) => {
                 let end = if again { "" } else { " (not tried elsewhere)" };
-                why += &format!("{}: {error}{end}; ", backend.url);
+                why.push(format!("{}: {error}{end}", backend.url));
                 if !again {
                     break;
                 }
             }
         }
     }
-    failure(&why)
+    failure(&why.join("; "))
 }
 
 /// The answer of a node; else whether the request may go to another one, and what went wrong.
