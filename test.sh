@@ -119,7 +119,7 @@ unit_and_storage_tests() {
 }
 
 all_tests() {
-    cargo test --workspace --locked
+    cargo test --workspace --locked --no-fail-fast
 }
 
 # live_tests [--postgres]: the client library against a running server.
