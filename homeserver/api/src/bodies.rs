@@ -1,20 +1,22 @@
-//! Bodies of requests, read whole into memory: how much of all of them together is being read at a time has a limit,
-//! because everybody may begin to send one, and take their time.
+//! Bodies of requests, read whole into memory: how much all of them together take, from when they are read until they are
+//! dropped, has a limit, because everybody may begin to send one, and take their time.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Bytes of each body that are read without asking: almost every request fits into them.
 const FREE: usize = 64 * 1024;
 /// What is asked for at a time beyond that.
 const PIECE: usize = 256 * 1024;
-/// Pieces that bodies may have together while they are read: 128 MB. Whoever finds none left waits for one, as long as
-/// a body may take; what fits into [`FREE`] waits for nobody.
+/// Pieces that bodies may have together: 128 MB. What fits into [`FREE`] waits for nobody.
 const PIECES: usize = 512;
+/// Whoever finds no piece left waits so long for one.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-static READING: Semaphore = Semaphore::const_new(PIECES);
+static PLACES: Semaphore = Semaphore::const_new(PIECES);
 
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(crate) enum ReadError {
     TooLarge,
     /// The connection broke.
     Broken,
+    /// Others take all the memory that there is for bodies.
+    NoPlace,
 }
 
 /// Reads a body of at most `limit` bytes. It may take for ever: whoever calls sets a time.
@@ -40,7 +44,8 @@ pub(crate) async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadErro
         let wanted = size.saturating_sub(FREE).div_ceil(PIECE).min(PIECES);
         let more = wanted - held.as_ref().map_or(0, SemaphorePermit::num_permits);
         if more > 0 {
-            let permit = READING.acquire_many(more as u32).await.map_err(|_| ReadError::Broken)?;
+            let permit = tokio::time::timeout(PATIENCE, PLACES.acquire_many(more as u32)).await;
+            let Ok(Ok(permit)) = permit else { return Err(ReadError::NoPlace) };
             match &mut held {
                 Some(held) => held.merge(permit),
                 None => held = Some(permit),
@@ -55,14 +60,29 @@ pub(crate) async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadErro
             whole.extend_from_slice(&data);
         }
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    let bytes = if whole.is_empty() { first } else { whole.freeze() };
+    Ok(match held {
+        Some(held) => Bytes::from_owner(Kept { bytes, _held: held }),
+        None => bytes,
+    })
+}
+
+/// A body with its places, which are free again when nobody has any of it.
+struct Kept {
+    bytes: Bytes,
+    _held: SemaphorePermit<'static>,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use futures_util::{StreamExt, stream};
-    use std::time::Duration;
 
     fn body(frames: usize, size: usize) -> Body {
         Body::from_stream(
@@ -86,12 +106,12 @@ mod tests {
         };
         let tasks: Vec<_> = (0..PIECES).map(|_| tokio::spawn(read(dawdler(), 16 << 20))).collect();
         for _ in 0..1000 {
-            if READING.available_permits() < 4 {
+            if PLACES.available_permits() < 4 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert!(READING.available_permits() < 4, "{}", READING.available_permits());
+        assert!(PLACES.available_permits() < 4, "{}", PLACES.available_permits());
         let small = tokio::time::timeout(Duration::from_secs(5), read(body(8, FREE / 8), FREE)).await;
         assert_eq!(small.unwrap().unwrap().len(), FREE);
         let large =
@@ -103,7 +123,10 @@ mod tests {
         for task in tasks {
             assert!(task.await.unwrap_err().is_cancelled());
         }
-        assert_eq!(READING.available_permits(), PIECES);
-        assert_eq!(read(body(2, FREE + PIECE), 16 << 20).await.unwrap().len(), 2 * (FREE + PIECE));
+        assert_eq!(PLACES.available_permits(), PIECES);
+        let whole = read(body(2, FREE + PIECE), 16 << 20).await.unwrap();
+        assert_eq!((whole.len(), PLACES.available_permits()), (2 * (FREE + PIECE), PIECES - 3));
+        drop(whole);
+        assert_eq!(PLACES.available_permits(), PIECES);
     }
 }

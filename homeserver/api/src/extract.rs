@@ -165,7 +165,8 @@ pub(crate) async fn path(parts: &mut Parts) -> ApiResult<Vec<String>> {
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// 413 `M_TOO_LARGE`; 408 when it takes too long; 400 when the connection breaks.
+/// 413 `M_TOO_LARGE`; 408 when it takes too long; 429 while others take all the memory for bodies; 400 when the connection
+/// breaks.
 pub(crate) async fn read_body(body: Body, limit: usize) -> ApiResult<Bytes> {
     match tokio::time::timeout(BODY_PATIENCE, bodies::read(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
@@ -175,6 +176,7 @@ pub(crate) async fn read_body(body: Body, limit: usize) -> ApiResult<Bytes> {
         Ok(Err(ReadError::Broken)) => {
             Err(ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, "The body could not be read"))
         }
+        Ok(Err(ReadError::NoPlace)) => Err(crate::load::too_much()),
         Err(_) => Err(ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             ErrorCode::Unknown,

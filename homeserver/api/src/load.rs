@@ -1,4 +1,4 @@
-//! How much a node takes on at a time. Beyond that it says so at once: whoever is told to come back in a second costs
+//! How many requests a node runs at a time. Beyond that it says so at once: whoever is told to come back in a second costs
 //! nothing meanwhile, and those who are being served are served as fast as ever.
 
 use crate::error::{ApiError, ApiResult};
@@ -9,58 +9,38 @@ use std::time::Duration;
 /// Requests that run at a time; those that wait for news are not counted. Enough that a group commit is never short of
 /// members, few enough that the last of them is answered within about a second.
 const MOST_RUNNING: usize = 1024;
-/// Bytes of large bodies in memory at a time.
-const MOST_BODIES: usize = 256 * 1024 * 1024;
-/// Bodies up to this size are not counted: all that may run together hold no more than a quarter as much.
-const SMALL: usize = 64 * 1024;
 /// When to come back.
 const LATER: Duration = Duration::from_secs(1);
 
-/// What a node has taken on.
+/// The requests that run.
 #[derive(Default)]
-pub(crate) struct Load {
-    running: Arc<AtomicUsize>,
-    bodies: Arc<AtomicUsize>,
-}
+pub(crate) struct Load(Arc<AtomicUsize>);
 
-/// A part of a limited whole, given back when dropped.
-pub(crate) struct Share {
-    of: Arc<AtomicUsize>,
-    size: usize,
-}
+/// One of them, until it is dropped.
+pub(crate) struct Running(Arc<AtomicUsize>);
 
-impl Drop for Share {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.size, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn take(of: &Arc<AtomicUsize>, size: usize, most: usize) -> ApiResult<Share> {
-    let before = of.fetch_add(size, Ordering::Relaxed);
-    let share = Share { of: Arc::clone(of), size };
-    if before + size > most {
-        metrics::counter!("waxwing_requests_shed_total").increment(1);
-        return Err(ApiError::limit_exceeded(LATER));
-    }
-    Ok(share)
 }
 
 impl Load {
-    /// One more request runs, until the answer is dropped.
+    /// One more request runs.
     ///
     /// # Errors
     /// 429 `M_LIMIT_EXCEEDED` when there are too many.
-    pub fn run(&self) -> ApiResult<Share> {
-        take(&self.running, 1, MOST_RUNNING)
+    pub fn run(&self) -> ApiResult<Running> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let running = Running(Arc::clone(&self.0));
+        if before < MOST_RUNNING { Ok(running) } else { Err(too_much()) }
     }
+}
 
-    /// A body of at most `bytes` is held, until the answer is dropped; none for small ones.
-    ///
-    /// # Errors
-    /// 429 `M_LIMIT_EXCEEDED` when too much is held.
-    pub fn hold(&self, bytes: usize) -> ApiResult<Option<Share>> {
-        if bytes <= SMALL { Ok(None) } else { take(&self.bodies, bytes, MOST_BODIES).map(Some) }
-    }
+/// The answer to a request for which there is no place.
+pub(crate) fn too_much() -> ApiError {
+    metrics::counter!("waxwing_requests_shed_total").increment(1);
+    ApiError::limit_exceeded(LATER)
 }
 
 #[cfg(test)]
@@ -70,14 +50,10 @@ mod tests {
     #[test]
     fn what_is_too_much_is_refused_and_what_is_given_back_can_be_taken() {
         let load = Load::default();
-        let mut running: Vec<Share> = (0..MOST_RUNNING).map(|_| load.run().unwrap()).collect();
+        let mut running: Vec<Running> = (0..MOST_RUNNING).map(|_| load.run().unwrap()).collect();
         let refused = load.run().err().unwrap();
         assert_eq!((refused.status.as_u16(), refused.retry_after), (429, Some(LATER)));
         running.pop();
         drop(load.run().unwrap());
-        let body = load.hold(MOST_BODIES).unwrap();
-        assert!(load.hold(SMALL + 1).is_err() && load.hold(SMALL).unwrap().is_none());
-        drop(body);
-        assert!(load.hold(MOST_BODIES).is_ok());
     }
 }

@@ -4,7 +4,7 @@ use crate::access::{Rules, rules};
 use crate::drain::drain;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
-use crate::load::Share;
+use crate::load;
 use crate::observe::observe;
 use crate::state::Api;
 use axum::Router;
@@ -25,8 +25,6 @@ use tower_http::compression::predicate::{Predicate, SizeAbove};
 /// Smaller answers are not worth compressing.
 const COMPRESS_ABOVE: u64 = 1024;
 
-/// What a request has taken of what the node takes on.
-type Shares = (Option<Share>, Option<Share>);
 type Running = BoxFuture<'static, ApiResult<Response>>;
 type Run = Arc<dyn Fn(Api, Received) -> Running + Send + Sync>;
 
@@ -253,7 +251,7 @@ fn register_empty_last(
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
         match handler(&run, api, endpoint, short, request).await {
-            Ok((_shares, running)) => running.await.unwrap_or_else(ApiError::into_response),
+            Ok((_place, running)) => running.await.unwrap_or_else(ApiError::into_response),
             Err(error) => error.into_response(),
         }
     })
@@ -267,24 +265,15 @@ fn handler(
     endpoint: Endpoint,
     short: bool,
     request: Request,
-) -> BoxFuture<'_, ApiResult<(Shares, Running)>> {
+) -> BoxFuture<'_, ApiResult<(Option<load::Running>, Running)>> {
     Box::pin(async move {
-        let running = if endpoint.rules.waits { None } else { Some(api.limits.load.run()?) };
-        let body = api.limits.load.hold(announced(&request, endpoint.rules.body))?;
+        let place = if endpoint.rules.waits { None } else { Some(api.limits.load.run()?) };
         let mut received = receive(&api, &endpoint.rules, endpoint.scheme, request).await?;
         if short {
             received.path.push(String::new());
         }
-        Ok(((running, body), run(api, received)))
+        Ok((place, run(api, received)))
     })
-}
-
-/// How large the body of a request may become, as far as its head tells.
-fn announced(request: &Request, most: usize) -> usize {
-    let length = request.headers().get(http::header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    let unknown = if request.headers().contains_key(http::header::TRANSFER_ENCODING) { most } else { 0 };
-    length.unwrap_or(unknown).min(most)
 }
 
 /// What every listener has: answers for what is not there, and [`observe`] around everything.

@@ -1,7 +1,7 @@
 //! A round-robin as people run it: it asks each node whether it is ready, and gives each request to the next that is.
 //! A refused connection goes on to another node; so does a request that may be repeated, while no answer has begun.
 
-use crate::harness::server::free_port;
+use crate::node::free_port;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;

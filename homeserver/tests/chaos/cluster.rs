@@ -1,7 +1,6 @@
 //! A PostgreSQL of the test's own: a primary with a streaming replica that every commit waits for.
 
-use crate::harness::dice::say;
-use crate::harness::server::free_port;
+use crate::node::{free_port, say};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -4,8 +4,8 @@ use super::balancer::Balancer;
 use super::cluster::Cluster;
 use super::people::{People, Person};
 use super::wire::{Line, Wire};
-use crate::harness::dice::{Dice, say};
-use crate::harness::server::Server;
+use crate::harness::dice::Dice;
+use crate::node::{Node, say};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -81,7 +81,7 @@ const SHOWN: usize = 5;
 /// Everything that can be hurt. The order of fields is that in which they end.
 pub struct World {
     pub balancer: Balancer,
-    nodes: Vec<Server>,
+    nodes: Vec<Node>,
     wires: Vec<Wire>,
     cluster: Cluster,
     dice: Arc<Dice>,
@@ -101,11 +101,13 @@ impl World {
             let settings = [
                 format!("database={}", Cluster::url(wire.port)),
                 format!("media.path={}", folder.join("media").display()),
+                "federation.enabled=false".to_owned(),
+                "push.enabled=false".to_owned(),
                 "drain_seconds=1".to_owned(),
                 "presence=false".to_owned(),
             ];
             let home = folder.join(format!("node-{number}"));
-            let mut node = Server::new(&home, &settings);
+            let mut node = Node::new(&home, &settings);
             if number > 0 {
                 // The key is the server's, not the node's.
                 std::fs::create_dir_all(home.join("data")).unwrap();
@@ -115,17 +117,17 @@ impl World {
             nodes.push(node);
             wires.push(wire);
         }
-        let balancer = Balancer::start(nodes.iter().map(Server::url).collect()).await;
+        let balancer = Balancer::start(nodes.iter().map(Node::client_url).collect()).await;
         World { balancer, nodes, wires, cluster, dice, recoveries: Vec::new(), failed_while_rolling: 0 }
     }
 
     /// What `waxwing doctor` says.
     pub async fn examine(&self) -> String {
-        self.nodes[0].run(&["doctor"]).await
+        crate::harness::examine(&self.nodes[0]).await
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(Server::url).collect()
+        self.nodes.iter().map(Node::client_url).collect()
     }
 
     /// Does it, waits until it is over, and lets everybody take a breath.

@@ -11,12 +11,16 @@ mod cluster;
 mod faults;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../e2e/node.rs"]
+#[expect(dead_code, reason = "these tests need a part of what the end-to-end tests need")]
+mod node;
 mod people;
 mod verdict;
 mod wire;
 
 use faults::{Fault, World};
-use harness::dice::{Dice, number, say};
+use harness::dice::{Dice, number};
+use node::say;
 use people::People;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

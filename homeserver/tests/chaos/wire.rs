@@ -1,7 +1,7 @@
 //! The line between one node and the database: it can be cut, fall silent, lead elsewhere, and mistreat hints.
 
 use crate::harness::dice::Dice;
-use crate::harness::server::free_port;
+use crate::node::free_port;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

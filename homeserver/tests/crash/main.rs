@@ -5,15 +5,22 @@
 //! round begins (0: never); `WAXWING_CRASH_SEED` repeats the choices of a run, not its timing.
 //! `WAXWING_CRASH_ROUNDS=1000 WAXWING_CRASH_SECONDS=0 cargo test -p waxwing --test crash` is a night's work.
 
-mod database;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod load;
+#[path = "../e2e/node.rs"]
+#[expect(dead_code, reason = "these tests need a part of what the end-to-end tests need")]
+mod node;
+#[path = "../e2e/postgres.rs"]
+#[expect(dead_code, reason = "these tests need a part of what the end-to-end tests need")]
+mod postgres;
 
-use database::Database;
-use harness::dice::{Dice, number, say};
-use harness::server::Server;
+use harness::dice::{Dice, number};
+use harness::examine;
 use load::Load;
+use node::{Node, say};
+use postgres::Database;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,22 +32,31 @@ const EXAMINE_EVERY: u64 = 10;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_kills_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    survive("SQLite", Server::new(folder.path(), &[])).await;
+    survive("SQLite", folder.path(), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_kills_on_postgres() {
     let Some(database) = Database::create() else { return };
     let folder = tempfile::tempdir().unwrap();
-    survive("PostgreSQL", Server::new(folder.path(), &[format!("database={}", database.url())])).await;
+    survive("PostgreSQL", folder.path(), &[format!("database={}", database.url())]).await;
 }
 
-async fn survive(engine: &str, mut server: Server) {
+/// How long a start takes until the server says that it is ready.
+async fn start(server: &mut Node) -> Duration {
+    let began = Instant::now();
+    server.start().await;
+    began.elapsed()
+}
+
+async fn survive(engine: &str, folder: &Path, settings: &[String]) {
+    let quiet = ["federation.enabled=false", "push.enabled=false"].map(str::to_owned);
+    let mut server = Node::new(folder, &[settings, &quiet].concat());
     let dice = Arc::new(Dice::from_environment("WAXWING_CRASH_SEED"));
     let rounds = number("WAXWING_CRASH_ROUNDS", 200.0) as u64;
     let limit = number("WAXWING_CRASH_SECONDS", 45.0);
-    let mut starts = vec![server.start().await];
-    let load = Load::prepare(&server.url(), Arc::clone(&dice)).await;
+    let mut starts = vec![start(&mut server).await];
+    let load = Load::prepare(&server.client_url(), Arc::clone(&dice)).await;
     let began = Instant::now();
     let mut done = 0;
     while done < rounds && (limit == 0.0 || began.elapsed().as_secs_f64() < limit) {
@@ -48,15 +64,15 @@ async fn survive(engine: &str, mut server: Server) {
         tokio::time::sleep(Duration::from_millis(150 + dice.below(900))).await;
         server.kill().await;
         round.end().await;
-        starts.push(server.start().await);
+        starts.push(start(&mut server).await);
         load.check_newest().await;
         done += 1;
         if done % EXAMINE_EVERY == 0 {
-            server.run(&["doctor"]).await;
+            examine(&server).await;
         }
     }
     load.check_all().await;
-    let examined = server.run(&["doctor"]).await;
+    let examined = examine(&server).await;
     server.stop().await;
     starts.sort_unstable();
     let longest = starts[starts.len() - 1];

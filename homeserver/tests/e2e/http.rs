@@ -2,7 +2,15 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// What is to happen soon has happened by then; machines that run tests have other work too.
+const SOON: Duration = Duration::from_secs(20);
+
+/// The path of something in a room.
+pub fn at(room: &str, rest: &str) -> String {
+    format!("/_matrix/client/v3/rooms/{room}/{rest}")
+}
 
 /// Longer than the longest poll of a test.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -96,6 +104,19 @@ impl Raw {
     /// The same account at another node.
     pub fn at(&self, base: &str) -> Raw {
         Raw { base: base.to_owned(), ..self.clone() }
+    }
+
+    /// Asks until the answer is as it should be.
+    pub async fn until(&self, path: &str, good: impl Fn(&Answer) -> bool) -> Value {
+        let end = Instant::now() + SOON;
+        loop {
+            let answer = self.get(path).await;
+            if good(&answer) {
+                return answer.body;
+            }
+            assert!(Instant::now() < end, "{path}: {} {}", answer.status, answer.body);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     pub async fn send(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Answer {

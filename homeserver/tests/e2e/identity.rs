@@ -1,7 +1,7 @@
 //! Invitations by an address: a small identity server on the loopback, which is honest or not.
 
 use crate::federation::{Federation, NAMES};
-use crate::http::{Answer, Raw, careless};
+use crate::http::{Answer, Raw, at, careless};
 use crate::node::free_port;
 use axum::extract::{Query, State};
 use axum::routing::{get, post};
@@ -15,12 +15,9 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use waxwing_rooms::KeyPair;
 
 const PEPPER: &str = "pepper";
-/// How long what follows from a request may take to show.
-const SOON: Duration = Duration::from_secs(20);
 
 /// What the identity server knows and was told.
 #[derive(Default)]
@@ -143,23 +140,6 @@ async fn is_valid(
     Json(json!({ "valid": valid }))
 }
 
-/// Asks until the answer is as it should be.
-async fn until(raw: &Raw, path: &str, good: impl Fn(&Value) -> bool) -> Value {
-    let end = Instant::now() + SOON;
-    loop {
-        let answer = raw.get(path).await;
-        if good(&answer.body) {
-            return answer.body;
-        }
-        assert!(Instant::now() < end, "{path}: {} {}", answer.status, answer.body);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn at(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
-
 /// Alice at the first server, her room, and somebody at the same or the other one.
 struct Cast {
     federation: Federation,
@@ -217,14 +197,14 @@ async fn who_proves_an_address_is_invited_here_and_elsewhere() {
         );
         cast.membership(&bob.user).await.refused(404, "M_NOT_FOUND");
         cast.prove(&bob, &cast.identity.0.key, &token).await.fine();
-        let invited = |sync: &Value| sync["rooms"]["invite"][&cast.room].is_object();
-        until(&bob, "/_matrix/client/v3/sync", invited).await;
+        let invited = |sync: &Answer| sync.body["rooms"]["invite"][&cast.room].is_object();
+        bob.until("/_matrix/client/v3/sync", invited).await;
         let invited = cast.membership(&bob.user).await.fine();
         assert_eq!(invited["membership"], "invite");
         assert_eq!(invited["third_party_invite"]["signed"]["token"], token, "{invited}");
         bob.post(&format!("/_matrix/client/v3/join/{}", cast.room), json!({})).await.fine();
         let joined = format!("state/m.room.member/{}", bob.user);
-        until(&cast.alice, &at(&cast.room, &joined), |member| member["membership"] == "join").await;
+        cast.alice.until(&at(&cast.room, &joined), |member| member.body["membership"] == "join").await;
     }
 }
 

@@ -121,11 +121,16 @@ impl Node {
 
     /// Ends the process as a service manager does.
     pub async fn stop(&mut self) {
+        self.signal("TERM").await;
         let (mut child, _lines) = self.running.take().expect("the node runs");
-        let id = child.id().unwrap().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
         let status = tokio::time::timeout(STOP_LIMIT, child.wait()).await.expect("the server stops").unwrap();
         assert!(status.success(), "{status}\n{}", self.last_lines());
+    }
+
+    /// Sends the process a signal.
+    pub async fn signal(&self, name: &str) {
+        let id = self.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().await.unwrap().success());
     }
 
     /// Ends the process as a power failure does.

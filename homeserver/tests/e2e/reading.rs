@@ -1,6 +1,6 @@
 //! What each reader sees: aggregations without those whom the reader ignores, nothing that came after the reader left.
 
-use crate::http::{Raw, sealed};
+use crate::http::{Raw, at as path, sealed};
 use crate::site::Site;
 use serde_json::{Value, json};
 
@@ -9,10 +9,6 @@ in_each_shape!(
     who_left_sees_nothing_later,
     a_limited_timeline_is_followed_by_pages,
 );
-
-fn path(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
 
 async fn join(who: &Raw, room: &str) {
     who.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();

@@ -1,7 +1,7 @@
 //! What is taken back: by whom, in rooms of either way of saying so, and that it is gone wherever it was to be read.
 
 use crate::federation::{Federation, NAMES};
-use crate::http::{Raw, sealed};
+use crate::http::{Raw, at, sealed};
 use crate::site::Site;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,10 +11,6 @@ in_each_shape!(what_is_redacted_is_gone_from_every_reading, upgrades_name_succes
 
 /// How long what follows from a request may take to show.
 const SOON: Duration = Duration::from_secs(20);
-
-fn at(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
 
 async fn join(who: &Raw, room: &str, via: &str) {
     who.post(&format!("/_matrix/client/v3/join/{room}?via={via}"), json!({})).await.fine();

@@ -1,11 +1,10 @@
 //! Rooms beyond speaking: upgrades, events that are sent later, threads that people follow, search, sticky events,
 //! state that belongs to users, redactions of a whole thread.
 
-use crate::http::{Answer, Raw, sealed};
+use crate::http::{Raw, at, sealed};
 use crate::site::Site;
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
 
 in_each_shape!(
     an_upgrade_takes_along_what_people_keep,
@@ -15,26 +14,6 @@ in_each_shape!(
     sticky_events_are_shown_to_newcomers,
     state_of_users_is_theirs_and_their_superiors,
 );
-
-/// How long what follows from a request may take to show.
-const SOON: Duration = Duration::from_secs(20);
-
-fn room_path(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
-
-/// Asks until the answer is as it should be.
-async fn until(raw: &Raw, path: &str, good: impl Fn(&Answer) -> bool) -> Value {
-    let end = Instant::now() + SOON;
-    loop {
-        let answer = raw.get(path).await;
-        if good(&answer) {
-            return answer.body;
-        }
-        assert!(Instant::now() < end, "{path}: {} {}", answer.status, answer.body);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
 
 async fn join(raw: &Raw, room: &str) {
     raw.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();
@@ -52,10 +31,10 @@ async fn an_upgrade_takes_along_what_people_keep(site: Site) {
             "initial_state": [{"type": "m.space.parent", "state_key": space, "content": {"via": ["localhost"]}}],
         }))
         .await;
-    let child = room_path(&space, &format!("state/m.space.child/{old}"));
+    let child = at(&space, &format!("state/m.space.child/{old}"));
     alice.put(&child, json!({"via": ["localhost"], "order": "a"})).await.fine();
     join(&bob, &old).await;
-    alice.post(&room_path(&old, "ban"), json!({"user_id": "@mallory:localhost"})).await.fine();
+    alice.post(&at(&old, "ban"), json!({"user_id": "@mallory:localhost"})).await.fine();
     for (raw, tag) in [(&alice, "m.favourite"), (&bob, "u.mine")] {
         let user = &raw.user;
         let tags = format!("/_matrix/client/v3/user/{user}/rooms/{old}/tags/{tag}");
@@ -66,26 +45,26 @@ async fn an_upgrade_takes_along_what_people_keep(site: Site) {
     let of_room = json!([{"kind": "event_match", "key": "room_id", "pattern": old}]);
     let rule = "/_matrix/client/v3/pushrules/global/override/tea";
     bob.put(rule, json!({"actions": ["notify"], "conditions": of_room})).await.fine();
-    let upgrade = room_path(&old, "upgrade");
+    let upgrade = at(&old, "upgrade");
     bob.post(&upgrade, json!({"new_version": "12"})).await.refused(403, "M_FORBIDDEN");
     alice.post(&upgrade, json!({"new_version": "x"})).await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
     let made = alice.post(&upgrade, json!({"new_version": "12"})).await.fine();
     let new = made["replacement_room"].as_str().unwrap().to_owned();
     assert!(!new.contains(':'), "the id of a version 12 room is a hash: {new}");
-    let create = alice.get(&room_path(&new, "state/m.room.create/")).await.fine();
+    let create = alice.get(&at(&new, "state/m.room.create/")).await.fine();
     assert_eq!(create["predecessor"]["room_id"], *old);
-    let tombstone = alice.get(&room_path(&old, "state/m.room.tombstone/")).await.fine();
+    let tombstone = alice.get(&at(&old, "state/m.room.tombstone/")).await.fine();
     assert_eq!(tombstone["replacement_room"], *new);
     join(&bob, &new).await;
-    let name = bob.get(&room_path(&new, "state/m.room.name/")).await.fine();
+    let name = bob.get(&at(&new, "state/m.room.name/")).await.fine();
     assert_eq!(name["name"], "Tea");
-    let ban = alice.get(&room_path(&new, "state/m.room.member/@mallory:localhost")).await.fine();
+    let ban = alice.get(&at(&new, "state/m.room.member/@mallory:localhost")).await.fine();
     assert_eq!(ban["membership"], "ban");
     let found = bob.get("/_matrix/client/v3/directory/room/%23tea:localhost").await.fine();
     assert_eq!(found["room_id"], *new);
     let listed = bob.get(&format!("/_matrix/client/v3/directory/list/room/{new}")).await.fine();
     assert_eq!(listed["visibility"], "public");
-    let moved = alice.get(&room_path(&space, &format!("state/m.space.child/{new}"))).await.fine();
+    let moved = alice.get(&at(&space, &format!("state/m.space.child/{new}"))).await.fine();
     assert_eq!(moved["order"], "a");
     for (raw, tag) in [(&alice, "m.favourite"), (&bob, "u.mine")] {
         let user = &raw.user;
@@ -99,7 +78,7 @@ async fn an_upgrade_takes_along_what_people_keep(site: Site) {
 
 /// Where a state entry of the test is.
 fn entry(room: &str, key: &str) -> String {
-    room_path(room, &format!("state/org.example.test/{key}"))
+    at(room, &format!("state/org.example.test/{key}"))
 }
 
 async fn what_waits_is_sent_even_after_a_restart(mut site: Site) {
@@ -112,10 +91,10 @@ async fn what_waits_is_sent_even_after_a_restart(mut site: Site) {
     let long = alice.put(&later("x", "999999999999"), json!({})).await;
     assert_eq!(long.body["org.matrix.msc4140.errcode"], "M_MAX_DELAY_EXCEEDED", "{}", long.body);
     bob.put(&later("x", "1000"), json!({})).await.refused(403, "M_FORBIDDEN");
-    let message = room_path(&room, "send/m.room.message/1?org.matrix.msc4140.delay=1000");
+    let message = at(&room, "send/m.room.message/1?org.matrix.msc4140.delay=1000");
     alice.put(&message, json!({"msgtype": "m.text", "body": "x"})).await.refused(403, "M_FORBIDDEN");
 
-    let letter = room_path(&room, "send/m.room.encrypted/2?org.matrix.msc4140.delay=60000");
+    let letter = at(&room, "send/m.room.encrypted/2?org.matrix.msc4140.delay=60000");
     let first = alice.put(&letter, sealed("QUJD")).await.fine();
     assert_eq!(first, alice.put(&letter, sealed("QUJD")).await.fine(), "a repetition gets the first answer");
     let mut ids = Vec::new();
@@ -144,14 +123,14 @@ async fn what_waits_is_sent_even_after_a_restart(mut site: Site) {
     assert_eq!(listed["delayed_events"].as_array().unwrap().len(), 2, "{listed}");
 
     alice.put(&later("now", "300"), json!({"key": "now"})).await.fine();
-    until(&alice, &entry(&room, "now"), |answer| answer.body["key"] == "now").await;
+    alice.until(&entry(&room, "now"), |answer| answer.body["key"] == "now").await;
     alice.put(&later("restart", "1500"), json!({"key": "restart"})).await.fine();
     site.restart().await;
-    until(&alice, &entry(&room, "restart"), |answer| answer.body["key"] == "restart").await;
+    alice.until(&entry(&room, "restart"), |answer| answer.body["key"] == "restart").await;
 
     // Another's word on the same entry ends the waiting.
     let levels = json!({"users": {}, "events": {"org.example.test": 0}});
-    alice.put(&room_path(&room, "state/m.room.power_levels/"), levels).await.fine();
+    alice.put(&at(&room, "state/m.room.power_levels/"), levels).await.fine();
     join(&bob, &room).await;
     bob.put(&entry(&room, "restarted"), json!({"key": "bob"})).await.fine();
     let listed = alice.get(events).await.fine();
@@ -161,7 +140,7 @@ async fn what_waits_is_sent_even_after_a_restart(mut site: Site) {
 async fn threads_are_followed_and_redacted(site: Site) {
     let alice = Raw::register(&site.url, "alice").await;
     let room = alice.create_room(json!({"preset": "private_chat"})).await;
-    let send = |id: &str| room_path(&room, &format!("send/m.room.encrypted/{id}"));
+    let send = |id: &str| at(&room, &format!("send/m.room.encrypted/{id}"));
     let event = |answer: Value| answer["event_id"].as_str().unwrap().to_owned();
     let root = event(alice.put(&send("root"), sealed("QUJD")).await.fine());
     let mut reply = sealed("QUJE");
@@ -194,10 +173,10 @@ async fn threads_are_followed_and_redacted(site: Site) {
     let bob = Raw::register(&site.url, "bob").await;
     bob.put(&path, json!({})).await.refused(404, "M_NOT_FOUND");
 
-    let redact = room_path(&room, &format!("redact/{root}/1"));
+    let redact = at(&room, &format!("redact/{root}/1"));
     alice.put(&redact, json!({"with_rel_types": ["m.thread"]})).await.fine();
     for id in [root, first, second] {
-        let shown = alice.get(&room_path(&room, &format!("event/{id}"))).await.fine();
+        let shown = alice.get(&at(&room, &format!("event/{id}"))).await.fine();
         assert_eq!(shown["content"], json!({}), "{shown}");
     }
 }
@@ -207,7 +186,7 @@ async fn words_are_found_until_they_are_redacted(site: Site) {
     let bob = Raw::register(&site.url, "bob").await;
     let room = alice.create_room(json!({"preset": "private_chat", "name": "Owls & Kestrels"})).await;
     let topic = json!({"topic": "Birds of the evening, Äquator"});
-    let topic = alice.put(&room_path(&room, "state/m.room.topic/"), topic).await.fine();
+    let topic = alice.put(&at(&room, "state/m.room.topic/"), topic).await.fine();
     let search = |term: &str| json!({"search_categories": {"room_events": {"search_term": term}}});
     let found = |answer: &Value| answer["search_categories"]["room_events"]["count"].as_u64().unwrap();
     let path = "/_matrix/client/v3/search";
@@ -219,7 +198,7 @@ async fn words_are_found_until_they_are_redacted(site: Site) {
         let answer = bob.post(path, search(term)).await.fine();
         assert_eq!(found(&answer), 0, "{term}: {answer}");
     }
-    let redact = room_path(&room, &format!("redact/{}/1", topic["event_id"].as_str().unwrap()));
+    let redact = at(&room, &format!("redact/{}/1", topic["event_id"].as_str().unwrap()));
     alice.put(&redact, json!({})).await.fine();
     let answer = alice.post(path, search("evening")).await.fine();
     assert_eq!(found(&answer), 0, "{answer}");
@@ -229,7 +208,7 @@ async fn sticky_events_are_shown_to_newcomers(site: Site) {
     let alice = Raw::register(&site.url, "alice").await;
     let bob = Raw::register(&site.url, "bob").await;
     let room = alice.create_room(json!({"preset": "public_chat"})).await;
-    let path = room_path(&room, "send/m.room.encrypted/1?org.matrix.msc4354.sticky_duration_ms=600000");
+    let path = at(&room, "send/m.room.encrypted/1?org.matrix.msc4354.sticky_duration_ms=600000");
     let sent = alice.put(&path, sealed("QUJD")).await.fine();
     for number in 0..12 {
         alice.send_sealed(&room, &format!("more{number}")).await.fine();

@@ -1,14 +1,10 @@
 //! Search on the server, where it can read: what each person finds is what each may see.
 
-use crate::http::Raw;
+use crate::http::{Raw, at};
 use crate::site::{Shape, Site};
 use serde_json::{Value, json};
 
 const SEARCH: &str = "/_matrix/client/v3/search";
-
-fn at(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
 
 async fn join(who: &Raw, room: &str) {
     who.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await.fine();

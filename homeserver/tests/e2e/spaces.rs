@@ -2,19 +2,12 @@
 //! organisation's server.
 
 use crate::federation::{Federation, NAMES};
-use crate::http::{Answer, Raw};
+use crate::http::{Answer, Raw, at};
 use crate::site::Site;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 in_each_shape!(trees_are_walked_as_each_may_see_them, summaries_are_for_who_may_know);
-
-/// How long what follows from a request may take to show.
-const SOON: Duration = Duration::from_secs(20);
-
-fn at(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
 
 async fn join(who: &Raw, room: &str, via: &str) {
     who.post(&format!("/_matrix/client/v3/join/{room}?via={via}"), json!({})).await.fine();
@@ -193,18 +186,6 @@ async fn summaries_are_for_who_may_know(site: Site) {
     }
 }
 
-async fn until(raw: &Raw, path: &str, good: impl Fn(&Answer) -> bool) -> Value {
-    let end = Instant::now() + SOON;
-    loop {
-        let answer = raw.get(path).await;
-        if good(&answer) {
-            return answer.body;
-        }
-        assert!(Instant::now() < end, "{path}: {} {}", answer.status, answer.body);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 /// A tree of which the other server has a part, and a part of which only our users may see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trees_and_summaries_of_two_servers() {
@@ -250,18 +231,18 @@ async fn trees_and_summaries_of_two_servers() {
         eve.post(&path, json!({})).await.refused(403, "M_FORBIDDEN");
         join(&bob, room, alpha).await;
         let own = at(room, &format!("state/m.room.member/{}", bob.user));
-        let member = until(&alice, &own, |answer| answer.body["membership"] == "join").await;
+        let member = alice.until(&own, |answer| answer.body["membership"] == "join").await;
         assert_eq!(member["join_authorised_via_users_server"], alice.user, "{member}");
     }
     let knock = format!("/_matrix/client/v3/knock/{asking}?via={alpha}");
     eve.post(&knock, json!({"reason": "please"})).await.fine();
     let own = at(&asking, &format!("state/m.room.member/{}", eve.user));
-    let member = until(&alice, &own, |answer| answer.body["membership"] == "knock").await;
+    let member = alice.until(&own, |answer| answer.body["membership"] == "knock").await;
     assert_eq!(member["reason"], "please");
     alice.post(&at(&asking, "invite"), json!({"user_id": eve.user})).await.fine();
-    until(&eve, "/_matrix/client/v3/sync", |sync| sync.body["rooms"]["invite"][&asking].is_object()).await;
+    eve.until("/_matrix/client/v3/sync", |sync| sync.body["rooms"]["invite"][&asking].is_object()).await;
     join(&eve, &asking, alpha).await;
-    until(&alice, &own, |answer| answer.body["membership"] == "join").await;
+    alice.until(&own, |answer| answer.body["membership"] == "join").await;
 }
 
 async fn letter(who: &Raw, room: &str, transaction: &str) -> (String, u64) {

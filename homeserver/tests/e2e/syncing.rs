@@ -1,6 +1,6 @@
 //! `/sync` trap by trap: filters, lazy members, invitations and knocks, ignored people, account data that is removed.
 
-use crate::http::Raw;
+use crate::http::{Raw, at as path};
 use crate::site::{Shape, Site};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,10 +8,6 @@ use serde_json::{Value, json};
 /// A server on which people may speak in the clear: filters look into contents.
 async fn site() -> Site {
     Site::start_with(Shape::Sqlite, &["plaintext=accept".to_owned()]).await.unwrap()
-}
-
-fn path(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
 }
 
 /// Answers to a client that goes on from the last one.

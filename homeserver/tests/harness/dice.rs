@@ -1,5 +1,6 @@
 //! Chance that comes out the same for the same seed.
 
+use crate::node::say;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Dice that many tasks may throw: each throw is the next of one sequence.
@@ -23,12 +24,6 @@ impl Dice {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % end.max(1)
     }
-}
-
-/// Says something that the test runner does not keep to itself.
-pub fn say(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A number from the environment.

@@ -1,7 +1,7 @@
 //! Guests: whether there are any, where they may be, what they may do, and how they stay.
 
 use crate::federation::{Federation, NAMES};
-use crate::http::Raw;
+use crate::http::{Raw, at};
 use crate::site::Site;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -11,10 +11,6 @@ in_each_shape!(guests_are_where_rooms_want_them, a_guest_becomes_a_person);
 const REGISTER: &str = "/_matrix/client/v3/register";
 /// How long what follows from a request may take to show.
 const SOON: Duration = Duration::from_secs(20);
-
-fn at(room: &str, rest: &str) -> String {
-    format!("/_matrix/client/v3/rooms/{room}/{rest}")
-}
 
 async fn guest(base: &str) -> Raw {
     let nobody = Raw::nobody(base);
