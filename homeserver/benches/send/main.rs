@@ -1,4 +1,4 @@
-//! `cargo bench -p waxwing`: what a server takes, and how much of what its database alone would take.
+//! `cargo bench -p waxwing --bench send`: what a server takes, and how much of what its database alone would take.
 //!
 //! For SQLite, and for PostgreSQL where `WAXWING_TEST_POSTGRES` names a cluster, 32 senders send sealed letters over
 //! HTTP, each waiting for its answer (which means: signed, committed, fsynced). Then the rows that this wrote (events,
