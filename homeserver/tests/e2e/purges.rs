@@ -64,6 +64,8 @@ async fn history_goes(site: &Site) {
     assert!(said[15..].iter().all(|id| left.contains(id)) && !left.contains(&said[14]), "{left:?}");
     let event = format!("/_matrix/client/v3/rooms/{room}/event/{}", said[3]);
     alice.get(&event).await.refused(404, "M_NOT_FOUND");
+    let output = site.nodes[0].run(&["doctor"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     // Whoever was away, and whoever comes anew, gets on.
     let next = alice.send_sealed(&room, "after").await.fine()["event_id"].clone();
     let since = first["next_batch"].as_str().unwrap();
