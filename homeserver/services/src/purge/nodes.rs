@@ -17,8 +17,8 @@ use waxwing_storage::{PurgeKind, PurgePhase, node_clock};
 const ROOTS: i64 = 2000;
 /// Nodes looked at in one transaction.
 const NODES: i64 = 500;
-/// Free pages of the database's file given back in one transaction: 4 MiB.
-const PAGES: u32 = 1024;
+/// Free pages of the database's file given back in one transaction: 4 MiB in pages of 1 KiB.
+const PAGES: u32 = 4096;
 
 impl Purges {
     /// Sweeps all: what is needed is known only as long as nothing else is purged, and has to fit into memory once.
