@@ -32,8 +32,18 @@ const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// What every session asks of the server. A node that was stopped in the middle of a transaction holds locks that all
 /// others wait for, that of the log above all: the server ends such a transaction. And it notices while it works, or waits
 /// for a lock, that a node has hung up.
-const SESSION: [(&str, &str); 2] =
-    [("idle_in_transaction_session_timeout", "2500"), ("client_connection_check_interval", "1000")];
+///
+/// Every statement has an index. Until a table's statistics are taken the server guesses, and reads whole tables where a
+/// list of some hundred keys is asked for, or a whole room to sort what an index has in order; and it compiles plans that
+/// it thinks dear, which takes longer than they do.
+const SESSION: [(&str, &str); 6] = [
+    ("idle_in_transaction_session_timeout", "2500"),
+    ("client_connection_check_interval", "1000"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("random_page_cost", "1.1"),
+    ("jit", "off"),
+];
 const IS_REPLICA: &str = "SELECT pg_is_in_recovery()";
 
 /// Whether an error says that the connection is of no use any more, whatever was asked.
