@@ -9,6 +9,7 @@ use axum::routing::get;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use waxwing_api::Answering;
 use waxwing_storage::Store;
 
 /// A node that has heard nothing from its database for so long (it asks every second) sends its requests elsewhere.
@@ -68,11 +69,12 @@ async fn readiness(State(health): State<Health>) -> (StatusCode, String) {
 
 /// Whoever keeps the connection would send the next request to a node that is about to go.
 async fn say_goodbye(State(health): State<Health>, request: Request, next: Next) -> Response {
-    let version = request.version();
-    let mut response = next.run(request).await;
-    // HTTP/2 has no such header; there the listener says it when it closes.
-    if version < Version::HTTP_2 && health.draining.load(Ordering::Relaxed) {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+    let (version, answering) = (request.version(), Answering::of(&request));
+    let response = next.run(request).await;
+    answering.finish(response, move |response| {
+        // HTTP/2 has no such header; there the listener says it when it closes.
+        if version < Version::HTTP_2 && health.draining.load(Ordering::Relaxed) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+    })
 }

@@ -12,6 +12,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use std::convert::Infallible;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,7 +24,6 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 /// A connection that has not sent its first request by then is closed.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
@@ -179,21 +179,24 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
             let http2 = matches!(begun, Ok(true));
             serve(Taken::new(stream, STALLED), http2, peer, &shared).await;
         }
-        Scheme::Https(tls) => {
-            let handshake = TlsAcceptor::from(tls.get_inner()).accept(Taken::new(stream, STALLED));
-            let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
-            let stream = tokio::select! {
-                done = handshake => match done {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => return tracing::debug!(%peer, %error, "no TLS"),
-                    Err(_) => return tracing::debug!(%peer, "the TLS handshake took too long"),
-                },
-                () = shared.closing.cancelled() => return,
-            };
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            serve(stream, http2, peer, &shared).await;
-        }
+        // On the heap: else connections that are not encrypted would be as large as those that are.
+        Scheme::Https(tls) => Box::pin(encrypted(stream, tls, peer, &shared)).await,
     }
+}
+
+async fn encrypted(stream: TcpStream, tls: &RustlsConfig, peer: SocketAddr, shared: &Shared) {
+    let handshake = TlsAcceptor::from(tls.get_inner()).accept(Taken::new(stream, STALLED));
+    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, handshake));
+    let stream = tokio::select! {
+        done = handshake => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%peer, %error, "no TLS"),
+            Err(_) => return tracing::debug!(%peer, "the TLS handshake took too long"),
+        },
+        () = shared.closing.cancelled() => return,
+    };
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Box::pin(serve(stream, http2, peer, shared)).await;
 }
 
 /// Whether a connection begins as one of HTTP/2. Looks at what has come without taking it: what is read before the version
@@ -221,7 +224,8 @@ where
     let service = service_fn(move |mut request: Request<Incoming>| {
         first.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
-        routes.clone().call(request)
+        let routes = routes.clone();
+        async move { Ok::<_, Infallible>(waxwing_api::answer(routes, request).await) }
     });
     let io = TokioIo::new(io);
     // On the heap where it is made: a task is as large as the largest of what it may ever hold, times the moves.

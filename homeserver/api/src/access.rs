@@ -110,12 +110,12 @@ const LIMITED: &[(&str, &str, Limited)] = &[
     ("PUT", "upload/{server_name}/{media_id}", Limited::Upload),
 ];
 
-/// Endpoints whose requests mostly wait: for news, or for other servers.
+/// Endpoints whose requests wait for news: they wait outside the routes.
+const POLLS: &[(&str, &str)] =
+    &[("GET", "sync"), ("POST", "sync"), ("POST", "org.matrix.simplified_msc3575/sync"), ("GET", "events")];
+
+/// Other endpoints whose requests mostly wait: for clients, or for other servers.
 const WAITING: &[(&str, &str)] = &[
-    ("GET", "sync"),
-    ("POST", "sync"),
-    ("POST", "org.matrix.simplified_msc3575/sync"),
-    ("GET", "events"),
     ("POST", "rooms/{room_id}/join"),
     ("POST", "join/{room_id_or_alias}"),
     ("POST", "knock/{room_id_or_alias}"),
@@ -142,6 +142,8 @@ pub(crate) struct Rules {
     pub body: usize,
     /// Its requests mostly wait, and do not count as running.
     pub waits: bool,
+    /// Its requests wait for news.
+    pub polls: bool,
 }
 
 /// The rules of an endpoint. `path` is its newest path in ruma's spelling.
@@ -157,7 +159,8 @@ pub(crate) fn rules(method: &Method, path: &str, token: bool) -> Rules {
             .find(|(of, at, _)| *of == method.as_str() && *at == tail)
             .map(|(_, _, limited)| *limited),
         body: if token { LARGE_BODY } else { SMALL_BODY },
-        waits: listed(WAITING),
+        waits: listed(WAITING) || listed(POLLS),
+        polls: listed(POLLS),
     }
 }
 

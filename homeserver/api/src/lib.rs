@@ -14,6 +14,7 @@ mod limits;
 mod load;
 mod observe;
 mod pages;
+mod polls;
 mod routes;
 mod state;
 
@@ -21,11 +22,12 @@ pub use client::discovery::WellKnown;
 pub use error::ApiError;
 pub use extract::Args;
 pub use limits::{Limits, Rate, Rates};
+pub use polls::{Answering, answer};
 pub use state::{Api, Parts};
 
 use axum::Router;
 
-/// The routes of the client listener. Serve it with connect info, so that addresses are known. Other servers may use
+/// The routes of the client listener. Serve it by [`answer`] and with connect info, so that addresses are known. Other servers may use
 /// it too: behind a reverse proxy both APIs often share one port, and federation is authenticated by signatures.
 pub fn client_router(api: Api) -> Router {
     routes::finish(client::routes().merge(pages::routes()).merge(federation::routes()), api)

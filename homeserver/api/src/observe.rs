@@ -1,6 +1,7 @@
 //! Around every request: CORS, a span, a metric, and an answer where the handler panicked.
 
 use crate::error::ApiError;
+use crate::polls::Answering;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -41,23 +42,24 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
     let shown = path.as_ref().map_or("unknown", MatchedPath::as_str);
     let id = REQUESTS.fetch_add(1, Ordering::Relaxed);
     let span = tracing::debug_span!("request", id, %method, path = shown);
-    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await
-    {
+    let answering = Answering::of(&request);
+    let response = match AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await {
         Ok(response) => response,
         Err(_) => span.in_scope(|| ApiError::internal("the handler panicked")).into_response(),
     };
-    allow_browsers(&mut response);
-    let status = response.status();
-    let passed = began.elapsed();
-    tracing::debug!(parent: &span, status = status.as_u16(), micros = passed.as_micros() as u64, "answered");
-    metrics::histogram!(
-        "waxwing_http_request_seconds",
-        "method" => method_label(&method),
-        "path" => shown.to_owned(),
-        "status" => status.as_u16().to_string(),
-    )
-    .record(passed.as_secs_f64());
-    response
+    answering.within(&span);
+    answering.finish(response, move |response| {
+        allow_browsers(response);
+        let (status, passed) = (response.status(), began.elapsed());
+        tracing::debug!(parent: &span, status = status.as_u16(), micros = passed.as_micros() as u64, "answered");
+        metrics::histogram!(
+            "waxwing_http_request_seconds",
+            "method" => method_label(&method),
+            "path" => path.as_ref().map_or("unknown", MatchedPath::as_str).to_owned(),
+            "status" => status.as_u16().to_string(),
+        )
+        .record(passed.as_secs_f64());
+    })
 }
 
 /// Methods are whatever a client sends; labels are few.

@@ -6,12 +6,14 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::{Args, ClientAuth, Received, Scheme, receive, scheme, typed};
 use crate::load;
 use crate::observe::observe;
+use crate::polls::Place;
 use crate::state::Api;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::Method;
 use ruma::api::path_builder::PathBuilder;
@@ -250,8 +252,19 @@ fn register_empty_last(
 
 fn serve(endpoint: Endpoint, short: bool, run: Run) -> MethodRouter<Api> {
     on(endpoint.filter, move |State(api): State<Api>, request: Request| async move {
+        let place = if endpoint.rules.polls { Place::of(&request) } else { None };
         match handler(&run, api, endpoint, short, request).await {
-            Ok((_place, running)) => running.await.unwrap_or_else(ApiError::into_response),
+            Ok((running_place, running)) => {
+                let answer = running.map(|answer| answer.unwrap_or_else(ApiError::into_response));
+                match place {
+                    Some(place) => place.leave(answer.boxed()),
+                    None => {
+                        let answer = answer.await;
+                        drop(running_place);
+                        answer
+                    }
+                }
+            }
             Err(error) => error.into_response(),
         }
     })
@@ -278,11 +291,6 @@ fn handler(
 
 /// What every listener has: answers for what is not there, and [`observe`] around everything.
 pub(crate) fn finish(router: Router<Api>, api: Api) -> Router {
-    let json = |_: http::StatusCode, _: http::Version, headers: &http::HeaderMap, _: &http::Extensions| {
-        headers
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
-    };
     router
         .fallback(|| async { ApiError::unrecognized() })
         .method_not_allowed_fallback(|| async {
@@ -294,6 +302,16 @@ pub(crate) fn finish(router: Router<Api>, api: Api) -> Router {
         })
         .layer(axum::middleware::from_fn(drain))
         .layer(axum::middleware::from_fn(observe))
-        .layer(CompressionLayer::new().gzip(true).compress_when(SizeAbove::new(COMPRESS_ABOVE).and(json)))
+        .layer(compression())
         .with_state(api)
+}
+
+/// What makes long JSON short for those who take it.
+pub(crate) fn compression() -> CompressionLayer<impl Predicate> {
+    let json = |_: http::StatusCode, _: http::Version, headers: &http::HeaderMap, _: &http::Extensions| {
+        headers
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+    };
+    CompressionLayer::new().gzip(true).compress_when(SizeAbove::new(COMPRESS_ABOVE).and(json))
 }

@@ -189,6 +189,19 @@ impl From<SlidingRoom> for RoomAnswer {
 
 /// `POST /_matrix/client/v4/sync`
 pub(in crate::client) async fn sync(api: Api, received: Received) -> ApiResult<Response> {
+    let wanted = wanted(&api, received)?;
+    let SlidingAnswer { pos, lists, rooms, extensions } = api.sync.sliding(&wanted).await?;
+    let answer = Answer {
+        pos,
+        lists: counts(lists),
+        rooms: rooms.into_iter().map(|(id, room)| (id, room.into())).collect(),
+        extensions: extensions.into(),
+    };
+    Ok(axum::Json(answer).into_response())
+}
+
+/// What is asked for. Of the request nothing is held on to: thousands wait at a time.
+fn wanted(api: &Api, received: Received) -> ApiResult<SlidingRequest> {
     let requester = received.requester.ok_or_else(ApiError::missing_token)?;
     let body: Body = read(&received.body)?;
     check_rules(&body.lists, &body.room_subscriptions)?;
@@ -213,12 +226,5 @@ pub(in crate::client) async fn sync(api: Api, received: Received) -> ApiResult<R
         counts: false,
     };
     api.presence.syncing(&requester.user_id, &presence);
-    let SlidingAnswer { pos, lists, rooms, extensions } = api.sync.sliding(&wanted).await?;
-    let answer = Answer {
-        pos,
-        lists: counts(lists),
-        rooms: rooms.into_iter().map(|(id, room)| (id, room.into())).collect(),
-        extensions: extensions.into(),
-    };
-    Ok(axum::Json(answer).into_response())
+    Ok(wanted)
 }

@@ -163,6 +163,19 @@ impl From<SlidingRoom> for RoomAnswer {
 
 /// `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
 pub(in crate::client) async fn sync(api: Api, args: Args<Request>) -> ApiResult<Answer> {
+    let (wanted, txn_id) = wanted(&api, args)?;
+    let SlidingAnswer { pos, lists, rooms, extensions } = api.sync.sliding(&wanted).await?;
+    Ok(Answer {
+        txn_id,
+        pos,
+        lists: counts(lists),
+        rooms: rooms.into_iter().map(|(id, room)| (id, room.into())).collect(),
+        extensions: extensions.into(),
+    })
+}
+
+/// What is asked for, and what the answer repeats. Of the request nothing is held on to: thousands wait at a time.
+fn wanted(api: &Api, args: Args<Request>) -> ApiResult<(SlidingRequest, Option<String>)> {
     let Args { request, requester, json: text, .. } = args;
     let body: Body = read(&text)?;
     check_rules(&body.lists, &body.room_subscriptions)?;
@@ -179,12 +192,5 @@ pub(in crate::client) async fn sync(api: Api, args: Args<Request>) -> ApiResult<
         extensions: body.extensions.read()?,
         counts: true,
     };
-    let SlidingAnswer { pos, lists, rooms, extensions } = api.sync.sliding(&wanted).await?;
-    Ok(Answer {
-        txn_id: body.txn_id,
-        pos,
-        lists: counts(lists),
-        rooms: rooms.into_iter().map(|(id, room)| (id, room.into())).collect(),
-        extensions: extensions.into(),
-    })
+    Ok((wanted, body.txn_id))
 }
