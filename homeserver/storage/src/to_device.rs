@@ -153,7 +153,7 @@ impl crate::Tx {
         Ok(users.iter().flat_map(of).collect())
     }
 
-    /// Looks up the devices of all these, for [`Tx::devices_of_all`].
+    /// Looks up the devices of all these, for [`crate::Tx::devices_of_all`].
     pub(crate) async fn devices_look_up(&mut self, users: BTreeSet<OwnedUserId>) -> StoreResult<()> {
         if users.is_empty() {
             return Ok(());

@@ -66,14 +66,18 @@ async fn to_device(store: &Store, report: &mut Report) -> Result<(), StoreError>
         let chunk = store.read().await?.to_device_scan_unfiled(position, CHUNK).await?;
         let Some(last) = chunk.last() else { break };
         position = last.2;
-        chunk.iter().for_each(|message| to_device_message(message, report));
+        for message in &chunk {
+            to_device_message(message, report);
+        }
     }
     let mut after = (String::new(), String::new(), i64::MIN);
     loop {
         let chunk = store.read().await?.to_device_scan((&after.0, &after.1, after.2), CHUNK).await?;
         let Some(last) = chunk.last() else { return Ok(()) };
         after = (last.0.clone(), last.1.clone(), last.2);
-        chunk.iter().for_each(|message| to_device_message(message, report));
+        for message in &chunk {
+            to_device_message(message, report);
+        }
     }
 }
 

@@ -101,7 +101,7 @@ impl Keys {
             if let Some(key) = &keys.self_signing {
                 found.self_signing_keys.insert(user.clone(), seen.cross(key));
             }
-            if let Some(key) = keys.user_signing.as_ref().filter(|_| viewer == Some(user)) {
+            if let Some(key) = keys.user_signing.as_ref().filter(|_| viewer == Some(&**user)) {
                 found.user_signing_keys.insert(user.clone(), key.clone());
             }
         }
@@ -145,10 +145,8 @@ impl Keys {
                 self_signing: found.self_signing_keys.remove(&user),
                 user_signing: found.user_signing_keys.remove(&user),
             });
-            // Who has no keys is nothing to remember: anybody may ask for any.
-            if !keys.devices.is_empty() || keys.master.is_some() {
-                cache.insert(user.clone(), (now.head(), Arc::clone(&keys)));
-            }
+            // Those without any too: there are such people in rooms. A scan of made-up names does not drive out others.
+            cache.insert(user.clone(), (now.head(), Arc::clone(&keys)));
             all.insert(user, keys);
         }
         Ok(all)
