@@ -5,9 +5,11 @@
 //! with such numbers: [`lenient_object`] reads those, and keeps each number as the text that is hashed and signed
 //! ([`number`]).
 
+mod already;
 mod lenient;
 mod number;
 
+pub use already::is_canonical;
 pub use lenient::{collapsed_text, lenient_object};
 pub(crate) use number::big_integer;
 

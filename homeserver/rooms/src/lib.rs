@@ -33,7 +33,9 @@ mod tests;
 
 pub use auth::{AuthError, AuthMap, Judged};
 pub use build::{BuildError, EventDraft, PrevEvent, RoomContext};
-pub use canonical::{CanonicalError, canonical_object, canonical_text, collapsed_text, lenient_object};
+pub use canonical::{
+    CanonicalError, canonical_object, canonical_text, collapsed_text, is_canonical, lenient_object,
+};
 pub use key_pair::KeyPair;
 pub use parse::{DropReason, Pdu, parse_pdu};
 pub use power::PowerLevels;

@@ -123,15 +123,16 @@ impl Folds {
         let head = store.tail().head();
         let mut conn = store.read().await?;
         let memberships = conn.local_memberships_all().await?;
-        let waiting = conn.to_device_newest().await?;
         let partial = Arc::new(conn.partial_rooms().await?.into_iter().collect());
         drop(conn);
+        let waiting = store.to_device_newest().await?;
         let mut state = State { head, started: head, device_lists_floor: head, partial, ..State::default() };
         for (room, user, membership) in memberships {
             state.set_member(&room, &user, Membership::parse(&membership));
         }
         for (user, device, position) in waiting {
-            state.to_device.entry(user).or_default().insert(device, position);
+            let newest = state.to_device.entry(user).or_default().entry(device).or_default();
+            *newest = position.max(*newest);
         }
         Ok(Folds { state: RwLock::new(state) })
     }

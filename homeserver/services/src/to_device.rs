@@ -5,12 +5,13 @@ use crate::Core;
 use ruma::api::federation::transactions::edu::DirectDeviceContent;
 use ruma::to_device::DeviceIdOrAllDevices;
 use ruma::{DeviceId, OwnedServerName, OwnedUserId, UserId};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::json;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use waxwing_rooms::sealed::{self, Plaintext, Refusal, SealPolicy};
-use waxwing_storage::{Fact, NewRow, StoreError, StoreResult, TransactionKey, Tx};
+use waxwing_storage::{Fact, Needs, NewRow, StoreError, StoreResult, TransactionKey, Tx};
 
 /// Messages of one request: a key for each device of a large room.
 const MAX_MESSAGES: usize = 50_000;
@@ -34,7 +35,7 @@ pub enum ToDeviceError {
     #[error("at most {MAX_MESSAGES} messages at once")]
     TooMany,
     /// A message's content is not an object.
-    #[error("the content of a message must be an object")]
+    #[error("the content of a message must be an object, of text and numbers that can be read")]
     BadContent,
 }
 
@@ -86,10 +87,16 @@ impl ToDevice {
         self.check(&sending, exempt)?;
         let prepared = Arc::new(self.prepare(sender, device, sending));
         let core = self.core.clone();
-        let request = Some(prepared.key.clone());
+        let devices_of: BTreeSet<OwnedUserId> =
+            prepared.local.iter().map(|(user, _, _)| user.clone()).collect();
+        let needs = Needs {
+            request: Some(prepared.key.clone()),
+            devices_of: devices_of.into_iter().collect(),
+            ..Needs::default()
+        };
         self.core
             .store
-            .write_request("to_device.send", Vec::new(), request, move |tx| {
+            .write_needing("to_device.send", needs, move |tx| {
                 let (core, prepared) = (core.clone(), Arc::clone(&prepared));
                 Box::pin(async move {
                     if tx.transaction_get(&prepared.key).await?.is_some() {
@@ -115,7 +122,7 @@ impl ToDevice {
         let plaintext = if accept { Plaintext::Accept } else { Plaintext::Refuse };
         let policy = SealPolicy { plaintext, ..SealPolicy::default() };
         for content in sending.messages.values().flat_map(BTreeMap::values) {
-            if !content.get().trim_start().starts_with('{') {
+            if !is_readable(content) {
                 return Err(ToDeviceError::BadContent);
             }
             sealed::check_to_device(&sending.kind, content, &policy)?;
@@ -165,7 +172,7 @@ impl ToDevice {
             if !self.core.is_local(&user) {
                 continue;
             }
-            for (device, body) in devices {
+            for (device, body) in devices.into_iter().filter(|(_, body)| is_readable(body.json())) {
                 local.push((user.clone(), device, event(&kind, &content.sender, body.json())));
             }
         }
@@ -201,7 +208,7 @@ async fn deliver(tx: &mut Tx, messages: &[(OwnedUserId, DeviceIdOrAllDevices, Ar
     let users: BTreeSet<OwnedUserId> = messages.iter().map(|(user, _, _)| user.clone()).collect();
     let users: Vec<OwnedUserId> = users.into_iter().collect();
     let mut devices: BTreeMap<OwnedUserId, BTreeSet<String>> = BTreeMap::new();
-    for (user, device) in tx.device_ids_of(&users).await? {
+    for (user, device) in tx.devices_of_all(&users).await? {
         devices.entry(user).or_default().insert(device);
     }
     for (user, device, event) in messages {
@@ -223,7 +230,71 @@ async fn deliver(tx: &mut Tx, messages: &[(OwnedUserId, DeviceIdOrAllDevices, Ar
 
 /// The event as `/sync` gives it.
 fn event(kind: &str, sender: &UserId, content: &RawValue) -> Arc<str> {
-    json!({ "type": kind, "sender": sender, "content": content }).to_string().into()
+    #[derive(serde::Serialize)]
+    struct Event<'a> {
+        content: &'a RawValue,
+        sender: &'a UserId,
+        #[serde(rename = "type")]
+        kind: &'a str,
+    }
+    serde_json::to_string(&Event { content, sender, kind }).unwrap_or_default().into()
+}
+
+/// Whether a content is an object of which every string and number can be read. It goes into the recipient's sync as it
+/// is, and one that cannot be read would make all of that answer unreadable.
+fn is_readable(content: &RawValue) -> bool {
+    content.get().trim_start().starts_with('{') && serde_json::from_str::<Readable>(content.get()).is_ok()
+}
+
+/// Anything; read, and not kept.
+struct Readable;
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Readable, D::Error> {
+        deserializer.deserialize_any(Readable)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Readable;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
+        Ok(Readable)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Readable, A::Error> {
+        while access.next_element::<Readable>()?.is_some() {}
+        Ok(Readable)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Readable, A::Error> {
+        while access.next_entry::<Readable, Readable>()?.is_some() {}
+        Ok(Readable)
+    }
 }
 
 /// The EDUs that carry messages to one server: as few as fit the bound.
@@ -256,4 +327,27 @@ fn edus(kind: &str, sender: &UserId, messages: Messages) -> Vec<Arc<str>> {
     }
     flush(&mut part);
     edus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_that_cannot_be_read_are_not_taken() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        for text in [r#"{"a":["x",{"b":"\ud83d\ude00"},1.5,-1,true,null]}"#, " {} "] {
+            assert!(is_readable(&raw(text)), "{text}");
+        }
+        for text in [r#"{"a":"\ud800"}"#, r#"{"\ud800":1}"#, r#"{"a":1e999}"#, "[]", "1"] {
+            assert!(!is_readable(&raw(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_event_has_its_content_as_it_came() {
+        let content = RawValue::from_string(r#"{"b": 1.50,"a":"x"}"#.to_owned()).unwrap();
+        let event = event("m.\"kind", ruma::user_id!("@a:x"), &content);
+        assert_eq!(&*event, r#"{"content":{"b": 1.50,"a":"x"},"sender":"@a:x","type":"m.\"kind"}"#);
+    }
 }

@@ -510,8 +510,7 @@ async fn to_device_messages_are_delivered_once() {
         let store = server.core.store.clone();
         async move {
             let upto = store.tail().head();
-            let mut conn = store.read().await.unwrap();
-            conn.to_device_load(&user("@b:test"), id, LogPosition::START, upto, 100).await.unwrap()
+            store.to_device_load(&user("@b:test"), id, LogPosition::START, upto, 100).await.unwrap()
         }
     };
     send("t", "1", &[("@b:test", device("E")), ("@b:test", device("nope"))]).await.unwrap();

@@ -1,12 +1,13 @@
 //! Everything that may hold what people wrote, in chunks, for `waxwing audit`. Events and media have scans of their
 //! own beside their other lookups.
 
-use crate::engine::{Conn, on_engine};
+use crate::engine::{Conn, Engine, on_engine};
 use crate::error::StoreResult;
 use crate::sql::statements;
 
 statements! {
-    TO_DEVICE = "SELECT user_id, device_id, position, content FROM to_device WHERE (user_id, device_id, position) > ($1, $2, $3) ORDER BY user_id, device_id, position LIMIT $4";
+    TO_DEVICE = "SELECT user_id, device_id, position, content FROM to_device WHERE filed AND (user_id, device_id, position) > ($1, $2, $3) ORDER BY user_id, device_id, position LIMIT $4";
+    TO_DEVICE_UNFILED = "SELECT user_id, device_id, position, content FROM to_device WHERE NOT filed AND position > $1 ORDER BY position LIMIT $2";
     ACCOUNT_DATA = "SELECT user_id, room_id, kind, content FROM account_data WHERE (user_id, room_id, kind) > ($1, $2, $3) ORDER BY user_id, room_id, kind LIMIT $4";
     BACKUP_KEYS = "SELECT user_id, version, room_id, session_id, session_data FROM backup_keys WHERE (user_id, version, room_id, session_id) > ($1, $2, $3, $4) ORDER BY user_id, version, room_id, session_id LIMIT $5";
     OUTBOX = "SELECT destination, position, json FROM outbox WHERE json IS NOT NULL AND (destination, position) > ($1, $2) ORDER BY destination, position LIMIT $3";
@@ -36,6 +37,19 @@ impl Conn {
             .bind(limit)
             .fetch_all(c)
             .await)?)
+    }
+
+    /// Waiting to-device messages after this position that are not filed under their devices yet; on PostgreSQL all are.
+    pub async fn to_device_scan_unfiled(
+        &mut self,
+        position: i64,
+        limit: i64,
+    ) -> StoreResult<Vec<ToDeviceEntry>> {
+        if self.engine() == Engine::Postgres {
+            return Ok(Vec::new());
+        }
+        let text = TO_DEVICE_UNFILED;
+        Ok(on_engine!(self, |c| sqlx::query_as(text).bind(position).bind(limit).fetch_all(c).await)?)
     }
 
     /// Account data after this entry.

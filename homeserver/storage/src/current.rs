@@ -171,6 +171,11 @@ fn changes_members(row: &LogRow) -> bool {
     }
 }
 
+/// Rows of a user that may change which keys the user's devices have, or what the user sees of others'.
+fn changes_keys(row: &LogRow) -> bool {
+    row.fact == Fact::Account || row.fact == Fact::DeviceList && row.room.is_none()
+}
+
 impl Store {
     /// The present.
     ///
@@ -291,6 +296,18 @@ impl Now<'_> {
         self.level
             && (read >= self.head
                 || self.store.tail().room_has(room, read, self.head, changes).is_some_and(|has| !has))
+    }
+
+    /// Where the log ends, as far as this node knows.
+    pub fn head(&self) -> LogPosition {
+        self.head
+    }
+
+    /// Whether the keys of one of our users' devices, the user's cross-signing keys, and the signatures that the user made,
+    /// which were read at `read` (or later), are the same still.
+    pub fn keys_hold(&self, user: &UserId, read: LogPosition) -> bool {
+        let changed = || self.store.tail().user_has(user, read, self.head, changes_keys);
+        self.level && (read >= self.head || changed().is_some_and(|has| !has))
     }
 
     /// The room's row, but for what every event changes.

@@ -2,20 +2,17 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::postgres::{PgConn, PgConnections};
-use sqlx::pool::PoolConnection;
+use crate::sqlite::{SqliteConn, SqliteConnections};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{Sqlite, SqlitePool};
+use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections for each core that read on SQLite: enough to keep the disk busy. Each takes some 3 MB once it was busy.
-const SQLITE_READERS_EACH: u32 = 2;
+const SQLITE_READERS_EACH: usize = 2;
 /// And no more than so many, however many cores there are.
-const SQLITE_READERS_MOST: u32 = 16;
+const SQLITE_READERS_MOST: usize = 16;
 /// Prepared statements that a reading connection keeps: those of lists of hundreds of parameters are large.
 const SQLITE_READER_STATEMENTS: usize = 150;
 /// Memory of each reading connection for pages, as the pragma wants it (negative: KiB). The operating system keeps the
@@ -46,8 +43,12 @@ macro_rules! on_engine {
     ($conn:expr, |$c:ident| $body:expr) => {
         match $conn {
             $crate::engine::Conn::Sqlite(inner) => {
-                let $c = &mut **inner;
-                $body
+                inner.begins();
+                let outcome = {
+                    let $c = &mut **inner;
+                    $body
+                };
+                inner.ended(outcome)
             }
             $crate::engine::Conn::Postgres(inner) => {
                 let limit = inner.begins();
@@ -75,7 +76,7 @@ pub enum Engine {
 /// One connection: what every lookup is a method of.
 pub enum Conn {
     /// To SQLite.
-    Sqlite(PoolConnection<Sqlite>),
+    Sqlite(SqliteConn),
     /// To PostgreSQL.
     Postgres(PgConn),
 }
@@ -97,10 +98,20 @@ impl Conn {
         }
     }
 
+    /// Whether a statement failed since the last call, so that the transaction around it takes no more: PostgreSQL would
+    /// undo it at its COMMIT without an error.
+    pub(crate) fn take_failed(&mut self) -> bool {
+        match self {
+            Conn::Sqlite(_) => false,
+            Conn::Postgres(inner) => inner.take_failed(),
+        }
+    }
+
     /// Whatever state it is in, nobody else gets it.
     pub(crate) fn discard(&mut self) {
-        if let Conn::Postgres(inner) = self {
-            inner.discard();
+        match self {
+            Conn::Sqlite(inner) => inner.discard(),
+            Conn::Postgres(inner) => inner.discard(),
         }
     }
 
@@ -111,15 +122,15 @@ impl Conn {
     }
 }
 
-fn sqlite_readers() -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+fn sqlite_readers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (SQLITE_READERS_EACH * cores).clamp(SQLITE_READERS_EACH * 2, SQLITE_READERS_MOST)
 }
 
 /// The pools of one database.
 #[derive(Clone, Debug)]
 pub(crate) enum Pools {
-    Sqlite { writer: SqlitePool, readers: SqlitePool },
+    Sqlite { writer: Arc<SqliteConnections>, readers: Arc<SqliteConnections> },
     Postgres { lookups: Arc<PgConnections>, own: Arc<PgConnections> },
 }
 
@@ -144,20 +155,11 @@ impl Pools {
                 .pragma("cache_size", SQLITE_WRITER_CACHE)
                 .pragma("temp_store", SQLITE_TEMPORARY)
                 .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT);
-            let writer = SqlitePoolOptions::new()
-                .max_connections(1)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .acquire_timeout(PATIENCE)
-                .connect_with(writing)
-                .await?;
-            let readers = SqlitePoolOptions::new()
-                .max_connections(sqlite_readers())
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .acquire_timeout(PATIENCE)
-                .test_before_acquire(false)
-                .connect_lazy_with(options.statement_cache_capacity(SQLITE_READER_STATEMENTS));
+            let writer = SqliteConnections::new(writing, 1, PATIENCE);
+            // Makes the file and what belongs to it, before others read it.
+            drop(writer.acquire().await?);
+            let reading = options.statement_cache_capacity(SQLITE_READER_STATEMENTS);
+            let readers = SqliteConnections::new(reading, sqlite_readers(), PATIENCE);
             return Ok(Pools::Sqlite { writer, readers });
         }
         if address.starts_with("postgres://") || address.starts_with("postgresql://") {

@@ -8,9 +8,10 @@ use crate::postgres::Lost;
 use crate::repeats::{Answered, Change};
 use crate::store::Inner;
 use crate::tx::{Buffers, Slot, TransactionKey, Tx};
+use crate::unfiled::Taken;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId};
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -29,12 +30,21 @@ pub(crate) type Answer = Result<Box<dyn Any + Send>, Box<dyn Any + Send>>;
 /// Runs a member once; it may be run again when its group could not be committed.
 pub(crate) type Run = Box<dyn for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Answer> + Send + Sync>;
 
+/// What a write needs: looked up, and locked, for all members of a group at once, before the first of them runs.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// The rooms whose rows it will change.
+    pub rooms: Vec<OwnedRoomId>,
+    /// The request, where it may be a repeated one: [`Tx::transaction_get`] has the answer at hand.
+    pub request: Option<TransactionKey>,
+    /// Users for whose devices it will ask: [`Tx::devices_of_all`].
+    pub devices_of: Vec<OwnedUserId>,
+}
+
 /// One write that waits for its group.
 pub(crate) struct Job {
     pub name: &'static str,
-    pub rooms: Vec<OwnedRoomId>,
-    /// The request, where it may be a repeated one.
-    pub request: Option<TransactionKey>,
+    pub needs: Needs,
     pub run: Run,
     pub answer: oneshot::Sender<Result<Answer, StoreError>>,
 }
@@ -83,6 +93,8 @@ pub(crate) async fn commit_groups(inner: Arc<Inner>, mut queue: mpsc::Receiver<J
 enum Failure {
     /// Nothing of it was written.
     Undone(StoreError),
+    /// Nothing of it was written: a member failed after it had written, and had nothing to go back to.
+    Careless,
     /// The connection was lost during the commit: nobody knows.
     Unknown(StoreError, Box<(Answers, Written)>),
 }
@@ -144,12 +156,19 @@ type Answers = Vec<Result<Answer, StoreError>>;
 
 /// Commits, again where the database was lost on the way and is back before `deadline`. Never twice: where the
 /// connection was lost during the commit, the log says whether it was done.
+///
+/// Members hardly ever fail after they have written. So at first none has a savepoint, which would be two statements for
+/// each; where one does fail the group is undone and begins anew, with savepoints.
 async fn commit_surely(inner: &Arc<Inner>, jobs: &[Job], deadline: Instant) -> StoreResult<Answers> {
-    let mut looked_again = false;
+    let (mut looked_again, mut careful) = (false, false);
     loop {
-        let error = match commit_together(inner, jobs).await {
+        let error = match commit_together(inner, jobs, careful).await {
             Ok(answers) => return Ok(answers),
             Err(Failure::Undone(error)) => error,
+            Err(Failure::Careless) => {
+                careful = true;
+                continue;
+            }
             Err(Failure::Unknown(error, done)) => {
                 let (answers, written) = *done;
                 if was_committed(inner, &written.rows, deadline).await? {
@@ -171,10 +190,10 @@ async fn commit_surely(inner: &Arc<Inner>, jobs: &[Job], deadline: Instant) -> S
     }
 }
 
-async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Answers, Failure> {
+async fn commit_together(inner: &Arc<Inner>, jobs: &[Job], careful: bool) -> Result<Answers, Failure> {
     let mut conn = inner.pools.writer().await?;
     conn.execute(crate::dialect::begin(conn.engine())).await?;
-    let mut tx = Tx::new(conn, inner);
+    let mut tx = Tx::new(conn, inner, careful);
     let done = match run_members(&mut tx, jobs).await {
         Ok(answers) => match flush(&mut tx).await {
             Ok(written) => match tx.conn.execute("COMMIT").await {
@@ -184,7 +203,7 @@ async fn commit_together(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Answers, Fa
             },
             Err(error) => Err(Failure::Undone(error)),
         },
-        Err(error) => Err(Failure::Undone(error)),
+        Err(failure) => Err(failure),
     };
     match done {
         Ok((answers, written)) => {
@@ -233,16 +252,19 @@ async fn finish(inner: &Arc<Inner>, written: Written) {
     }
     inner.current.relate(&written.related);
     inner.repeats.committed(written.repeats);
+    inner.unfiled.committed(written.taken, written.filed);
     inner.publish(written.rows).await;
     // Whoever is told looks up to the end of the log.
     inner.outbox_written(written.destinations, written.outgoing);
 }
 
-async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
-    let rooms: BTreeSet<OwnedRoomId> = jobs.iter().flat_map(|job| job.rooms.iter().cloned()).collect();
+async fn run_members(tx: &mut Tx, jobs: &[Job]) -> Result<Answers, Failure> {
+    let needs = || jobs.iter().map(|job| &job.needs);
+    let rooms: BTreeSet<OwnedRoomId> = needs().flat_map(|needs| needs.rooms.iter().cloned()).collect();
     tx.lock_rooms(&rooms.into_iter().collect::<Vec<_>>()).await?;
-    let requests: Vec<TransactionKey> = jobs.iter().filter_map(|job| job.request.clone()).collect();
+    let requests: Vec<TransactionKey> = needs().filter_map(|needs| needs.request.clone()).collect();
     tx.transactions_look_up(&requests).await?;
+    tx.devices_look_up(needs().flat_map(|needs| needs.devices_of.iter().cloned()).collect()).await?;
     let mut answers = Vec::with_capacity(jobs.len());
     for job in jobs {
         tx.member_begin();
@@ -252,12 +274,16 @@ async fn run_members(tx: &mut Tx, jobs: &[Job]) -> StoreResult<Answers> {
                 answers.push(Ok(Ok(value)));
             }
             Ok(Err(error)) => {
-                tx.member_undo().await?;
+                if !tx.member_undo().await? {
+                    return Err(Failure::Careless);
+                }
                 answers.push(Ok(Err(error)));
             }
             Err(_) => {
+                if !tx.member_undo().await? {
+                    return Err(Failure::Careless);
+                }
                 tracing::error!(name = job.name, "a write panicked");
-                tx.member_undo().await?;
                 answers.push(Err(StoreError::Panicked));
             }
         }
@@ -275,6 +301,9 @@ struct Written {
     /// What others relate to from now on.
     related: Vec<(OwnedRoomId, OwnedEventId)>,
     repeats: Change,
+    /// To-device messages that are gone, and up to where all are filed now.
+    taken: Vec<Taken>,
+    filed: Option<i64>,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
@@ -293,8 +322,8 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let below =
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
-        let related = std::mem::take(&mut tx.related);
-        return Ok(Written { related, repeats, ..Written::default() });
+        let (related, taken) = (std::mem::take(&mut tx.related), buffers.taken);
+        return Ok(Written { related, repeats, taken, ..Written::default() });
     }
     let count = buffers.log.len() as i64;
     let (last, lowest) = tx.conn.log_advance(count, below).await?;
@@ -305,7 +334,9 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
     tx.conn.outbox_insert(&buffers.outbox, position).await?;
     tx.conn.outgoing_insert(&buffers.outgoing, position).await?;
-    tx.conn.messages_insert(&buffers.to_device, position).await?;
+    tx.conn.messages_insert(&buffers.to_device, !tx.unfiled.is_late(), position).await?;
+    written.filed = tx.unfiled.file(&mut tx.conn, buffers.to_device.len(), last).await?;
+    written.taken = buffers.taken;
     tx.conn.relations_insert(&buffers.relations, &written.events).await?;
     tx.conn.thread_subscriptions_place(&buffers.thread_subscriptions, position).await?;
     written.related = std::mem::take(&mut tx.related);

@@ -18,6 +18,7 @@ statements! {
     CROSS_PUT = "INSERT INTO cross_signing_keys (user_id, usage, json) VALUES ($1, $2, $3) ON CONFLICT (user_id, usage) DO UPDATE SET json = excluded.json";
     CROSS_DELETE_ALL = "DELETE FROM cross_signing_keys WHERE user_id = $1";
     SIGNATURES = "SELECT target_id, target_key, signer_id, signer_key, signature FROM key_signatures WHERE (signer_id = target_id OR signer_id = $1) AND target_id IN ($list)";
+    SIGNATURES_BY = "SELECT target_id, target_key, signer_id, signer_key, signature FROM key_signatures WHERE signer_id = $1 AND signer_id <> target_id";
     SIGNATURE_PUT = "INSERT INTO key_signatures (target_id, target_key, signer_id, signer_key, signature) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (target_id, target_key, signer_id, signer_key) DO UPDATE SET signature = excluded.signature";
     SIGNATURES_DROP_TARGET = "DELETE FROM key_signatures WHERE target_id = $1 AND target_key = $2";
     SIGNATURES_DROP_SIGNER = "DELETE FROM key_signatures WHERE target_id = $1 AND signer_id = $1 AND signer_key = $2";
@@ -60,6 +61,14 @@ pub struct KeySignatureRow {
     pub signer_key: String,
     /// The signature in base64.
     pub signature: String,
+}
+
+type SignatureColumns = (String, String, String, String, String);
+
+fn signature(columns: SignatureColumns) -> Option<KeySignatureRow> {
+    let (target, target_key, signer, signer_key, signature) = columns;
+    let (target_id, signer_id) = (target.try_into().ok()?, signer.try_into().ok()?);
+    Some(KeySignatureRow { target_id, target_key, signer_id, signer_key, signature })
 }
 
 type DeviceColumns = (String, String, String, Option<String>);
@@ -140,21 +149,23 @@ impl Conn {
         for chunk in targets.chunks(CHUNK) {
             let chunk = padded(chunk);
             let text = list(SIGNATURES, 2, chunk.len());
-            let found: Vec<(String, String, String, String, String)> = on_engine!(self, |c| {
+            let found: Vec<SignatureColumns> = on_engine!(self, |c| {
                 let mut query = sqlx::query_as(AssertSqlSafe(text)).bind(viewer);
                 for user in &chunk {
                     query = query.bind(user.as_str());
                 }
                 query.fetch_all(c).await
             })?;
-            all.extend(found.into_iter().filter_map(
-                |(target, target_key, signer, signer_key, signature)| {
-                    let (target_id, signer_id) = (target.try_into().ok()?, signer.try_into().ok()?);
-                    Some(KeySignatureRow { target_id, target_key, signer_id, signer_key, signature })
-                },
-            ));
+            all.extend(found.into_iter().filter_map(signature));
         }
         Ok(all)
+    }
+
+    /// The signatures that `signer` made over keys of others.
+    pub async fn key_signatures_by(&mut self, signer: &UserId) -> StoreResult<Vec<KeySignatureRow>> {
+        let found: Vec<SignatureColumns> =
+            on_engine!(self, |c| sqlx::query_as(SIGNATURES_BY).bind(signer.as_str()).fetch_all(c).await)?;
+        Ok(found.into_iter().filter_map(signature).collect())
     }
 }
 

@@ -53,6 +53,7 @@ mod relations;
 mod rendezvous;
 mod repeats;
 mod reports;
+mod requests;
 mod rooms;
 mod search;
 mod server_keys;
@@ -60,6 +61,7 @@ mod server_notices;
 mod signing_keys;
 mod sliding;
 mod sql;
+mod sqlite;
 mod staging;
 mod state;
 mod sticky;
@@ -71,11 +73,13 @@ mod threepids;
 mod to_device;
 mod tokens;
 mod tx;
+mod unfiled;
 mod url_previews;
 mod whispers;
 
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
+pub use audit::ToDeviceEntry;
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
 pub use current::{JoinedRow, Now, RoomNow};
 pub use dehydrated::DehydratedRow;
@@ -86,13 +90,14 @@ pub use engine::{Conn, Engine};
 pub use erased::ERASED;
 pub use error::{StoreError, StoreResult};
 pub use events::{EventFlags, StoredEvent};
+pub use group::Needs;
 pub use keys::{CrossSigningRow, DeviceKeysRow, KeySignatureRow};
 pub use leases::{LEASE_LASTS, LEASE_RENEW};
 pub use log::{Fact, LogRow, NewRow};
 pub use media::{MediaEntry, MediaOfUser, MediaRow, ThumbnailKey};
 pub use media_cache::CachedMedia;
 pub use members::MemberRow;
-pub use one_time_keys::{ClaimedKey, OneTimeKeyRow, OneTimeKeysPut};
+pub use one_time_keys::{ClaimedKey, KeyClaim, OneTimeKeyRow, OneTimeKeysPut};
 pub use outbox::{DestinationRow, Waiting};
 pub use outgoing::{Outgoing, OutgoingRow, ServerSet};
 pub use partial::{PartialEvent, PartialRow};
@@ -183,5 +188,6 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("tokens", tokens::STATEMENTS),
     ("accounts", accounts::STATEMENTS),
     ("registration", registration::STATEMENTS),
+    ("unfiled", unfiled::STATEMENTS),
     ("url_previews", url_previews::STATEMENTS),
 ];

@@ -123,7 +123,16 @@ impl PgConnections {
             None => (self.connect(deadline).await?, Instant::now()),
         };
         let (connection, pool) = (Some(connection), Arc::clone(self));
-        Ok(PgConn { connection, opened, pool, busy: false, lost: false, unhurried: false, _place: place })
+        Ok(PgConn {
+            connection,
+            opened,
+            pool,
+            busy: false,
+            lost: false,
+            failed: false,
+            unhurried: false,
+            _place: place,
+        })
     }
 
     /// The connection that was used last, of those that are alive.
@@ -190,6 +199,8 @@ pub struct PgConn {
     /// A statement is running: dropped now, the connection is in the middle of an answer.
     busy: bool,
     lost: bool,
+    /// A statement failed since [`PgConn::take_failed`]: the transaction around it takes no more.
+    failed: bool,
     unhurried: bool,
     _place: OwnedSemaphorePermit,
 }
@@ -208,6 +219,11 @@ impl PgConn {
         self.lost = true;
     }
 
+    /// Whether a statement failed since the last call.
+    pub(crate) fn take_failed(&mut self) -> bool {
+        std::mem::take(&mut self.failed)
+    }
+
     pub(crate) fn begins(&mut self) -> Duration {
         self.busy = true;
         if self.unhurried { Duration::MAX } else { STATEMENT }
@@ -223,6 +239,7 @@ impl PgConn {
             return Err(E::from(sqlx::Error::Io(why)));
         };
         self.busy = false;
+        self.failed |= outcome.is_err();
         if outcome.as_ref().is_err_and(Lost::is_lost) {
             self.lose();
         }

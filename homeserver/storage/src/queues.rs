@@ -1,11 +1,11 @@
-//! Rows that wait for someone: to-device messages, the outbox of each destination, answers to repeated requests.
+//! Rows that wait for someone: the outbox of each destination, answers to repeated requests.
 
 use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::repeats::Answered;
 use crate::sql::{pieces, rows, statements};
-use crate::tx::{OutboxRow, RelationRow, Slot, ToDeviceRow, TransactionKey, Tx};
+use crate::tx::{OutboxRow, RelationRow, Slot, TransactionKey, Tx};
 use ruma::OwnedUserId;
 use sqlx::AssertSqlSafe;
 use std::collections::HashMap;
@@ -17,7 +17,6 @@ statements! {
     TRANSACTIONS_OLDEST = "SELECT MIN(created_at) FROM transactions";
     TRANSACTIONS_PRUNE = "DELETE FROM transactions WHERE created_at < $1";
     OUTBOX_INSERT = "INSERT INTO outbox (destination, position, room_id, reference, json) VALUES $rows ON CONFLICT DO NOTHING";
-    TO_DEVICE_INSERT = "INSERT INTO to_device (user_id, device_id, position, content) VALUES $rows";
     RELATIONS_INSERT = "INSERT INTO relations (parent_id, sn, child_id, room_id, rel_type, kind, sender) VALUES $rows ON CONFLICT DO NOTHING";
 }
 
@@ -101,28 +100,6 @@ impl Conn {
                         .bind(row.room.as_ref().map(|room| room.as_str()))
                         .bind(row.reference.as_ref().map(|id| id.as_str()))
                         .bind(row.json.as_deref());
-                }
-                query.execute(c).await.map(|_| ())
-            })?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn messages_insert(
-        &mut self,
-        all: &[ToDeviceRow],
-        position: impl Fn(Slot) -> i64,
-    ) -> StoreResult<()> {
-        for chunk in pieces(all) {
-            let text = rows(TO_DEVICE_INSERT, 4, chunk.len());
-            on_engine!(self, |c| {
-                let mut query = sqlx::query(AssertSqlSafe(text));
-                for row in chunk {
-                    query = query
-                        .bind(row.user.as_str())
-                        .bind(&row.device)
-                        .bind(position(row.slot))
-                        .bind(&*row.content);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

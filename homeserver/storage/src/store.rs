@@ -5,13 +5,14 @@ use crate::engine::{Conn, Engine, Pools};
 use crate::erased::ErasedUsers;
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
-use crate::group::{self, Answer, Job, QUEUE_LIMIT};
+use crate::group::{self, Answer, Job, Needs, QUEUE_LIMIT};
 use crate::log::LogRow;
 use crate::outgoing::ServerSet;
 use crate::repeats::Repeats;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
-use crate::tx::{TransactionKey, Tx};
+use crate::tx::Tx;
+use crate::unfiled::Unfiled;
 use crate::whispers::Whispers;
 use futures_util::future::BoxFuture;
 use quick_cache::Weighter;
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub erased: ErasedUsers,
     pub current: Current,
     pub repeats: Arc<Repeats>,
+    pub unfiled: Arc<Unfiled>,
     /// Destinations that committed rows of this node wait for, until somebody asks.
     outbox: parking_lot::Mutex<Option<BTreeSet<OwnedServerName>>>,
     outbox_changed: Notify,
@@ -98,11 +100,14 @@ impl Store {
     pub async fn open(address: &str) -> StoreResult<Store> {
         let pools = Pools::open(address).await?;
         crate::migrate::migrate(&pools).await?;
-        let repeats = Repeats::default();
+        let (repeats, unfiled) = (Repeats::default(), Unfiled::default());
         let head = {
             let mut conn = pools.reader().await?;
             repeats.recover(&mut conn).await?;
-            conn.log_head().await?
+            let head = conn.log_head().await?;
+            // What another process writes after this comes with its rows of the log.
+            unfiled.recover(&mut conn).await?;
+            head
         };
         let (whispers, to_whisper) = Whispers::new();
         let inner = Arc::new(Inner {
@@ -114,6 +119,7 @@ impl Store {
             erased: ErasedUsers::default(),
             current: Current::default(),
             repeats: Arc::new(repeats),
+            unfiled: Arc::new(unfiled),
             outbox: parking_lot::Mutex::default(),
             outbox_changed: Notify::new(),
             lookups: AtomicU64::new(0),
@@ -180,18 +186,11 @@ impl Store {
         E: From<StoreError> + Send + 'static,
         F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        self.write_request(name, rooms, None, member).await
+        self.write_needing(name, Needs { rooms, ..Needs::default() }, member).await
     }
 
-    /// As [`Store::write`], for a request that may be a repeated one: `request` is looked up with those of the whole
-    /// group, so that [`Tx::transaction_get`] has the answer at hand.
-    pub async fn write_request<T, E, F>(
-        &self,
-        name: &'static str,
-        rooms: Vec<OwnedRoomId>,
-        request: Option<TransactionKey>,
-        member: F,
-    ) -> Result<T, E>
+    /// As [`Store::write`], for a write that needs more than rooms.
+    pub async fn write_needing<T, E, F>(&self, name: &'static str, needs: Needs, member: F) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -207,7 +206,7 @@ impl Store {
             })
         });
         let (answer, answered) = oneshot::channel();
-        let job = Job { name, rooms, request, run, answer };
+        let job = Job { name, needs, run, answer };
         self.queue.send_timeout(job, PLACE).await.map_err(|error| match error {
             SendTimeoutError::Timeout(_) => StoreError::Full,
             SendTimeoutError::Closed(_) => StoreError::Closed,
@@ -398,6 +397,7 @@ impl Inner {
                 self.events.retain(|_, stored| row.room.as_ref() != Some(&stored.event.room_id));
             }
         }
+        self.unfiled.add(&rows);
         self.tail.append(rows);
     }
 }

@@ -3,6 +3,7 @@
 use crate::engine::{Conn, on_engine};
 use crate::error::StoreResult;
 use crate::sql::{CHUNK, list, padded, statements};
+use crate::store::Store;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use sqlx::AssertSqlSafe;
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ statements! {
     HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('join', 'invite') ORDER BY sn, user_id LIMIT 5";
     HEROES_OF = "SELECT room_id, user_id, event_id FROM (SELECT room_id, user_id, event_id, ROW_NUMBER() OVER (PARTITION BY room_id ORDER BY sn, user_id) AS place FROM members WHERE user_id <> $1 AND membership IN ('join', 'invite') AND room_id IN ($list)) AS ranked WHERE place <= 5 ORDER BY room_id, place";
     FORMER_HEROES = "SELECT user_id, event_id FROM members WHERE room_id = $1 AND user_id <> $2 AND membership IN ('leave', 'ban') ORDER BY sn, user_id LIMIT 5";
-    TO_DEVICE_NEWEST = "SELECT user_id, device_id, MAX(position) FROM to_device GROUP BY user_id, device_id";
+    TO_DEVICE_NEWEST = "SELECT user_id, device_id, MAX(position) FROM to_device WHERE filed GROUP BY user_id, device_id";
 }
 
 /// Someone a room may be named after, and the member event.
@@ -129,16 +130,20 @@ impl Conn {
         }
         Ok(heroes)
     }
+}
 
+impl Store {
     /// The newest to-device message that waits for each device that one waits for.
-    pub async fn to_device_newest(&mut self) -> StoreResult<Vec<(OwnedUserId, String, LogPosition)>> {
+    pub async fn to_device_newest(&self) -> StoreResult<Vec<(OwnedUserId, String, LogPosition)>> {
+        // First: what is filed meanwhile is found by the database. A later row for a device replaces an earlier one.
+        let unfiled = self.inner.unfiled.newest();
+        let mut conn = self.read().await?;
         let found: Vec<(String, String, i64)> =
-            on_engine!(self, |c| sqlx::query_as(TO_DEVICE_NEWEST).fetch_all(c).await)?;
-        Ok(found
-            .into_iter()
-            .filter_map(|(user, device, position)| {
-                Some((user.try_into().ok()?, device, LogPosition(position)))
-            })
-            .collect())
+            on_engine!(&mut conn, |c| sqlx::query_as(TO_DEVICE_NEWEST).fetch_all(c).await)?;
+        let filed = found.into_iter().filter_map(|(user, device, position)| {
+            Some((OwnedUserId::try_from(user).ok()?, device, position))
+        });
+        let all = filed.chain(unfiled);
+        Ok(all.map(|(user, device, position)| (user, device, LogPosition(position))).collect())
     }
 }

@@ -11,6 +11,7 @@ use crate::rooms::RoomRow;
 use crate::state::NodeCache;
 use crate::store::{EventCache, Inner, ServerCache};
 use crate::thread_subscriptions::ThreadSubscriptionMark;
+use crate::unfiled::{Taken, Unfiled};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
@@ -83,9 +84,11 @@ pub(crate) struct Buffers {
     pub transactions: Vec<Answered>,
     pub forgotten: Vec<Forgotten>,
     pub thread_subscriptions: Vec<ThreadSubscriptionMark>,
+    /// To-device messages that go.
+    pub taken: Vec<Taken>,
 }
 
-struct Marks([usize; 10]);
+struct Marks([usize; 11]);
 
 impl Buffers {
     fn marks(&self) -> Marks {
@@ -100,6 +103,7 @@ impl Buffers {
             self.thread_subscriptions.len(),
             self.outgoing.len(),
             self.forgotten.len(),
+            self.taken.len(),
         ])
     }
     fn truncate(&mut self, Marks(lengths): &Marks) {
@@ -113,6 +117,7 @@ impl Buffers {
         self.thread_subscriptions.truncate(lengths[7]);
         self.outgoing.truncate(lengths[8]);
         self.forgotten.truncate(lengths[9]);
+        self.taken.truncate(lengths[10]);
     }
 }
 
@@ -128,7 +133,7 @@ pub struct Tx {
     pub(crate) buffers: Buffers,
     pub(crate) rooms: BTreeMap<OwnedRoomId, RoomSlot>,
     /// Events of this group by id: an index into `buffers.events`.
-    new_events: HashMap<OwnedEventId, usize>,
+    pub(crate) new_events: HashMap<OwnedEventId, usize>,
     /// Events that others relate to now, with their rooms; too many where a member was undone.
     pub(crate) related: Vec<(OwnedRoomId, OwnedEventId)>,
     pub(crate) nodes: Arc<NodeCache>,
@@ -138,9 +143,16 @@ pub struct Tx {
     /// Events that this group changed: the cache still has them as they were.
     changed: HashSet<OwnedEventId>,
     /// Answers to requests of this group's members that were given before the group.
-    answered: HashMap<TransactionKey, Option<String>>,
+    pub(crate) answered: HashMap<TransactionKey, Option<String>>,
+    /// Devices that members are about to ask for, as they were before the group; none once something was written.
+    pub(crate) devices: HashMap<OwnedUserId, Vec<String>>,
+    pub(crate) unfiled: Arc<Unfiled>,
     head: i64,
+    /// Each member that writes has a savepoint, to which it goes back when it fails.
+    careful: bool,
     savepoint: bool,
+    /// The member has written something that is not in the buffers.
+    wrote: bool,
     marks: Marks,
     undo_rooms: Vec<(OwnedRoomId, Option<(RoomRow, bool)>)>,
 }
@@ -158,7 +170,8 @@ impl DerefMut for Tx {
 }
 
 impl Tx {
-    pub(crate) fn new(conn: Conn, inner: &Inner) -> Tx {
+    /// Where it is not `careful`, a member that fails after it wrote takes the whole group with it.
+    pub(crate) fn new(conn: Conn, inner: &Inner, careful: bool) -> Tx {
         Tx {
             conn,
             buffers: Buffers::default(),
@@ -171,9 +184,13 @@ impl Tx {
             repeats: Arc::clone(&inner.repeats),
             changed: HashSet::new(),
             answered: HashMap::new(),
+            devices: HashMap::new(),
+            unfiled: Arc::clone(&inner.unfiled),
             head: inner.tail.head().0,
+            careful,
             savepoint: false,
-            marks: Marks([0; 10]),
+            wrote: false,
+            marks: Marks([0; 11]),
             undo_rooms: Vec::new(),
         }
     }
@@ -181,6 +198,8 @@ impl Tx {
     /// A member begins: remember what to go back to.
     pub(crate) fn member_begin(&mut self) {
         self.savepoint = false;
+        self.wrote = false;
+        self.conn.take_failed();
         self.marks = self.buffers.marks();
         self.undo_rooms.clear();
     }
@@ -190,11 +209,18 @@ impl Tx {
         if std::mem::take(&mut self.savepoint) {
             self.conn.execute("RELEASE SAVEPOINT member").await?;
         }
+        if self.conn.take_failed() {
+            return Err(StoreError::Commit("a statement failed, and the write went on".to_owned()));
+        }
         Ok(())
     }
 
-    /// The member failed; its writes go, its neighbours' stay.
-    pub(crate) async fn member_undo(&mut self) -> StoreResult<()> {
+    /// The member failed; its writes go, its neighbours' stay. Not so (`false`) where it wrote without a savepoint: then
+    /// the group must be undone as a whole.
+    pub(crate) async fn member_undo(&mut self) -> StoreResult<bool> {
+        if self.wrote && !self.savepoint {
+            return Ok(false);
+        }
         self.buffers.truncate(&self.marks);
         let events = self.buffers.events.len();
         self.new_events.retain(|_, index| *index < events);
@@ -215,16 +241,17 @@ impl Tx {
             self.conn.execute("ROLLBACK TO SAVEPOINT member").await?;
             self.conn.execute("RELEASE SAVEPOINT member").await?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The connection, for a statement that writes at once. The first such statement of a member sets a savepoint, so
-    /// that members that only collect rows pay nothing for their isolation.
+    /// The connection, for a statement that writes at once.
     pub(crate) async fn writing(&mut self) -> StoreResult<&mut Conn> {
-        if !self.savepoint {
+        if self.careful && !self.savepoint {
             self.conn.execute("SAVEPOINT member").await?;
             self.savepoint = true;
         }
+        self.wrote = true;
+        self.devices.clear();
         Ok(&mut self.conn)
     }
 
@@ -356,59 +383,6 @@ impl Tx {
         self.changed.insert(id.to_owned());
     }
 
-    /// Keeps the answer of a request that may be repeated.
-    pub fn transaction_put(&mut self, key: TransactionKey, response: String, now: u64) {
-        self.buffers.transactions.push(Answered { key, response, at: now, late: false });
-    }
-
-    /// Keeps the answer of a request that sent an event of this transaction, and notes the request beside the event.
-    pub fn transaction_sent(&mut self, key: TransactionKey, event: &ruma::EventId, now: u64) {
-        let note = crate::repeats::request_note(&key.1, &key.3);
-        let new = self.new_events.get(event).map(|index| &self.buffers.events[*index]);
-        // What the log says is enough to find the answer again at the next start.
-        let late = self.conn.engine() == crate::Engine::Sqlite
-            && new.is_some_and(|new| {
-                let of = &new.event;
-                new.slot.is_some()
-                    && of.sender == key.0
-                    && crate::repeats::send_endpoint(&of.room_id, &of.kind.to_string()) == key.2
-            });
-        self.log_note(event, note);
-        self.buffers.transactions.push(Answered { key, response: event.to_string(), at: now, late });
-    }
-
-    /// A user, or one device of theirs, will never repeat a request.
-    pub(crate) fn transactions_forget(&mut self, user: &ruma::UserId, device: Option<&str>) {
-        self.buffers.forgotten.push((user.to_owned(), device.map(str::to_owned)));
-    }
-
-    /// The answer that was given to this request before, by this group's members too.
-    pub async fn transaction_get(&mut self, key: &TransactionKey) -> StoreResult<Option<String>> {
-        if let Some(answered) = self.buffers.transactions.iter().find(|answered| answered.key == *key) {
-            return Ok(Some(answered.response.clone()));
-        }
-        if let Some(response) = self.repeats.get(key) {
-            return Ok(Some(response));
-        }
-        match self.answered.get(key) {
-            Some(answer) => Ok(answer.clone()),
-            None => Ok(self.conn.transactions_load(std::slice::from_ref(key)).await?.remove(key)),
-        }
-    }
-
-    /// Looks up the requests of a whole group at once, so that its members need not, each for itself.
-    pub(crate) async fn transactions_look_up(&mut self, keys: &[TransactionKey]) -> StoreResult<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let asked: Vec<TransactionKey> =
-            keys.iter().filter(|key| self.repeats.get(key).is_none()).cloned().collect();
-        let found = self.conn.transactions_load(&asked).await?;
-        // The same request may be in the group more than once.
-        self.answered = keys.iter().map(|key| (key.clone(), found.get(key).cloned())).collect();
-        Ok(())
-    }
-
     /// Queues an event for these servers, in the order of the log.
     pub fn outgoing_put(&mut self, slot: Slot, room: OwnedRoomId, event: OwnedEventId, servers: ServerSet) {
         self.buffers.outgoing.push(NewOutgoing { slot, what: Outgoing::Event { room, event }, servers });
@@ -429,13 +403,6 @@ impl Tx {
         json: Option<Arc<str>>,
     ) {
         self.buffers.outbox.push(OutboxRow { destination, slot, room, reference, json });
-    }
-
-    /// Queues a to-device message for a device of this server and announces it.
-    pub fn to_device_put(&mut self, user: OwnedUserId, device: String, content: Arc<str>) {
-        let row = NewRow::new(crate::Fact::ToDevice).user(user.clone()).reference(device.clone());
-        let slot = self.log_append(row);
-        self.buffers.to_device.push(ToDeviceRow { user, device, slot, content });
     }
 
     /// Makes sure that rooms are locked in one order, whoever else writes.

@@ -130,3 +130,34 @@ async fn a_page_of_what_was_just_said_reads_nothing() {
     ann.post(&format!("/_matrix/client/v3/rooms/{room}/forget"), json!({})).await.fine();
     ann.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b")).await.refused(403, "M_FORBIDDEN");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_of_known_keys_reads_nothing_and_is_never_behind() {
+    let (_site, metrics, ann, bob, _) = two_in_a_room().await;
+    let whoami = bob.get("/_matrix/client/v3/account/whoami").await.fine();
+    let device = whoami["device_id"].as_str().unwrap();
+    let keys = json!({ "device_keys": {
+        "user_id": bob.user, "device_id": device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": { format!("curve25519:{device}"): "c" }, "signatures": {},
+    } });
+    bob.post("/_matrix/client/v3/keys/upload", keys).await.fine();
+    let query = json!({ "device_keys": { &bob.user: [], &ann.user: [] } });
+    let ask = async || {
+        let answer = ann.post("/_matrix/client/v3/keys/query", query.clone()).await.fine();
+        answer["device_keys"][&bob.user][device].clone()
+    };
+    // Rows of the log in between that are not of keys.
+    let say = async |round: usize| {
+        let path = format!("/_matrix/client/v3/user/{}/account_data/org.example.kind", bob.user);
+        bob.put(&path, json!({ "round": round })).await.fine();
+    };
+    let count = fewest(&metrics, say, async |_| assert!(ask().await["keys"].is_object())).await;
+    assert_eq!(count, 0, "lookups of a query");
+    let path = format!("/_matrix/client/v3/devices/{device}");
+    for name in ["one", "two"] {
+        bob.put(&path, json!({ "display_name": name })).await.fine();
+        assert_eq!(ask().await["unsigned"]["device_display_name"], name);
+    }
+    bob.post("/_matrix/client/v3/logout", json!({})).await.fine();
+    assert!(ask().await.is_null(), "keys of a device that is gone");
+}

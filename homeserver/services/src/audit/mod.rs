@@ -16,7 +16,7 @@ use ruma::{EventId, UserId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use waxwing_rooms::sealed::is_plaintext_payload;
-use waxwing_storage::{Store, StoreError};
+use waxwing_storage::{Store, StoreError, ToDeviceEntry};
 
 /// Rows read at once: at most 64 KiB each.
 const CHUNK: i64 = 500;
@@ -60,18 +60,32 @@ async fn events(store: &Store, report: &mut Report) -> Result<(), StoreError> {
 }
 
 async fn to_device(store: &Store, report: &mut Report) -> Result<(), StoreError> {
+    // Those first: what is filed meanwhile is found among the others.
+    let mut position = i64::MIN;
+    loop {
+        let chunk = store.read().await?.to_device_scan_unfiled(position, CHUNK).await?;
+        let Some(last) = chunk.last() else { break };
+        position = last.2;
+        for message in &chunk {
+            to_device_message(message, report);
+        }
+    }
     let mut after = (String::new(), String::new(), i64::MIN);
     loop {
         let chunk = store.read().await?.to_device_scan((&after.0, &after.1, after.2), CHUNK).await?;
         let Some(last) = chunk.last() else { return Ok(()) };
         after = (last.0.clone(), last.1.clone(), last.2);
-        for (user, device, position, content) in &chunk {
-            let (kind, readable) = readable_to_device(content);
-            report.count(Place::ToDevice, &kind);
-            if readable {
-                report.find(Place::ToDevice, &kind, &id_of(&[user, device, &position.to_string()]));
-            }
+        for message in &chunk {
+            to_device_message(message, report);
         }
+    }
+}
+
+fn to_device_message((user, device, position, content): &ToDeviceEntry, report: &mut Report) {
+    let (kind, readable) = readable_to_device(content);
+    report.count(Place::ToDevice, &kind);
+    if readable {
+        report.find(Place::ToDevice, &kind, &id_of(&[user, device, &position.to_string()]));
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use waxwing_storage::{Fact, NewRow, Tx};
+use waxwing_storage::{Fact, KeyClaim, NewRow, Tx};
 
 /// Devices that one claim may name: those of a large room, claimed at once.
 const MAX_DEVICES: usize = 20_000;
@@ -63,8 +63,16 @@ impl Keys {
     /// Takes keys of our users' devices, for anyone. Users of other servers are left out.
     /// <https://spec.matrix.org/v1.19/server-server-api/#post_matrixfederationv1userkeysclaim>
     pub async fn claim_local(&self, claims: Claims) -> Result<ClaimedKeys, KeysError> {
-        let local: Claims = claims.into_iter().filter(|(user, _)| self.core.is_local(user)).collect();
-        if local.values().map(BTreeMap::len).sum::<usize>() > MAX_DEVICES {
+        let local = claims.into_iter().filter(|(user, _)| self.core.is_local(user));
+        let local: Vec<KeyClaim> = local
+            .flat_map(|(user, devices)| {
+                let claim = move |(device, algorithm): (OwnedDeviceId, OneTimeKeyAlgorithm)| {
+                    (user.clone(), device.to_string(), algorithm.to_string())
+                };
+                devices.into_iter().map(claim)
+            })
+            .collect();
+        if local.len() > MAX_DEVICES {
             return Err(KeysError::TooLarge(format!("at most {MAX_DEVICES} devices at once")));
         }
         if local.is_empty() {
@@ -101,20 +109,18 @@ impl Keys {
     }
 }
 
-async fn take(tx: &mut Tx, claims: &Claims) -> Result<ClaimedKeys, KeysError> {
+async fn take(tx: &mut Tx, claims: &[KeyClaim]) -> Result<ClaimedKeys, KeysError> {
     let mut taken = ClaimedKeys::new();
-    for (user, devices) in claims {
-        for (device, algorithm) in devices {
-            let name = algorithm.as_str();
-            let Some(key) = tx.one_time_key_claim(user, device.as_str(), name).await? else { continue };
-            if key.changed {
-                let row = NewRow::new(Fact::OneTimeKeys).user(user.clone());
-                tx.log_append(row.reference(device.as_str()));
-            }
-            let id = OwnedOneTimeKeyId::try_from(format!("{name}:{}", key.key_id));
-            let (Ok(id), Ok(json)) = (id, Raw::from_json_string(key.json)) else { continue };
-            taken.entry(user.clone()).or_default().entry(device.clone()).or_default().insert(id, json);
+    let found = tx.one_time_keys_claim(claims).await?;
+    for ((user, device, algorithm), key) in claims.iter().zip(found) {
+        let Some(key) = key else { continue };
+        if key.changed {
+            let row = NewRow::new(Fact::OneTimeKeys).user(user.clone());
+            tx.log_append(row.reference(device.as_str()));
         }
+        let id = OwnedOneTimeKeyId::try_from(format!("{algorithm}:{}", key.key_id));
+        let (Ok(id), Ok(json)) = (id, Raw::from_json_string(key.json)) else { continue };
+        taken.entry(user.clone()).or_default().entry(device.as_str().into()).or_default().insert(id, json);
     }
     Ok(taken)
 }

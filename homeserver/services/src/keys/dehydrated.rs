@@ -18,7 +18,7 @@ const MAX_NAME: usize = 100;
 /// Bytes of a device id: a public key in base64 has 43.
 const MAX_DEVICE_ID: usize = 255;
 /// Messages of one page of events.
-const PAGE: i64 = 100;
+const PAGE: usize = 100;
 
 /// A device to be dehydrated.
 #[derive(Clone, Debug)]
@@ -166,8 +166,9 @@ impl Keys {
         }
         // Of the database, not of this node: a message that another node took is part of it.
         let upto = conn.log_head().await?;
-        let found = conn.to_device_load(user, device.as_str(), after, upto, PAGE).await?;
-        let more = found.len() as i64 == PAGE;
+        drop(conn);
+        let found = self.core.store.to_device_load(user, device.as_str(), after, upto, PAGE).await?;
+        let more = found.len() == PAGE;
         let next = found.last().map_or(after, |(position, _)| *position);
         let events = found.into_iter().map(|(_, event)| event).collect();
         Ok(DehydratedEvents { events, next: format!("d{next}"), more })

@@ -9,6 +9,7 @@ mod cross_signing;
 mod dehydrated;
 mod error;
 mod inbound;
+mod known;
 mod objects;
 mod query;
 mod remote;
@@ -43,11 +44,12 @@ pub struct Keys {
     core: Core,
     client: Option<Client>,
     fetching: Arc<remote::Fetching>,
+    known: Arc<known::Known>,
 }
 
 impl Keys {
     /// The service; without a client other servers are not asked.
     pub fn new(core: Core, client: Option<Client>) -> Keys {
-        Keys { core, client, fetching: Arc::default() }
+        Keys { core, client, fetching: Arc::default(), known: Arc::default() }
     }
 }

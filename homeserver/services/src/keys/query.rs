@@ -47,13 +47,19 @@ impl Keys {
         }
         let (local, remote): (Wanted, Wanted) =
             wanted.into_iter().partition(|(user, _)| self.core.is_local(user));
-        let fetched = self.remote_keys(&remote, timeout).await?;
-        let mut kept = local;
-        for user in &fetched.kept {
-            kept.insert(user.clone(), remote.get(user).cloned().unwrap_or_default());
+        let mut found = self.collect_local(Some(viewer), &local).await?;
+        if remote.is_empty() {
+            return Ok(found);
         }
+        let fetched = self.remote_keys(&remote, timeout).await?;
+        let of = |user: &OwnedUserId| (user.clone(), remote.get(user).cloned().unwrap_or_default());
+        let kept: Wanted = fetched.kept.iter().map(of).collect();
         let mut conn = self.core.store.read().await?;
-        let mut found = collect(&mut conn, Some(viewer), &kept).await?;
+        let users: Vec<OwnedUserId> = kept.keys().cloned().collect();
+        let rows = Rows::load(&mut conn, Some(viewer), &users).await?;
+        for (user, ids) in &kept {
+            rows.render(&mut found, Some(viewer), user, ids);
+        }
         let asked: Vec<OwnedUserId> = fetched.answers.iter().map(|answer| answer.user.clone()).collect();
         let signatures = conn.key_signatures_load(&asked, Some(viewer)).await?;
         drop(conn);
@@ -74,8 +80,7 @@ impl Keys {
             return Err(KeysError::TooLarge(format!("at most {MAX_USERS} users at once")));
         }
         let local: Wanted = wanted.into_iter().filter(|(user, _)| self.core.is_local(user)).collect();
-        let mut conn = self.core.store.read().await?;
-        let found = collect(&mut conn, None, &local).await?;
+        let found = self.collect_local(None, &local).await?;
         let mut response = get_keys::v1::Response::new(found.device_keys);
         response.master_keys = found.master_keys;
         response.self_signing_keys = found.self_signing_keys;
@@ -97,7 +102,10 @@ impl Keys {
             .into_iter()
             .map(|row| (row.device_id, row.display_name))
             .collect();
-        let mut found = collect(&mut conn, None, &Wanted::from([(user.to_owned(), Vec::new())])).await?;
+        let mut found = Queried::default();
+        let owner = user.to_owned();
+        let rows = Rows::load(&mut conn, None, std::slice::from_ref(&owner)).await?;
+        rows.render(&mut found, None, &owner, &[]);
         let stream = UInt::try_from(stream).unwrap_or_default();
         let mut response = get_devices::v1::Response::new(user.to_owned(), stream);
         for (id, keys) in found.device_keys.remove(user).unwrap_or_default() {
@@ -124,8 +132,23 @@ impl Signatures {
         Signatures(by_key)
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many keys they are over.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are any over this key.
+    pub(super) fn has(&self, owner: &OwnedUserId, key: &str) -> bool {
+        self.0.contains_key(&(owner.clone(), key.to_owned()))
+    }
+
     /// The object with the signatures that `viewer` may see, and no others.
-    fn finish(
+    pub(super) fn finish(
         &self,
         object: &mut CanonicalJsonObject,
         owner: &OwnedUserId,
@@ -143,26 +166,45 @@ impl Signatures {
     }
 }
 
-/// Everything that the database has of the users.
-async fn collect(conn: &mut Conn, viewer: Option<&UserId>, wanted: &Wanted) -> Result<Queried, KeysError> {
-    let users: Vec<OwnedUserId> = wanted.keys().cloned().collect();
-    let mut devices: BTreeMap<OwnedUserId, Vec<DeviceKeysRow>> = BTreeMap::new();
-    for row in conn.device_keys_load(&users).await? {
-        devices.entry(row.user_id.clone()).or_default().push(row);
+/// Everything that the database has of some users.
+pub(super) struct Rows {
+    devices: BTreeMap<OwnedUserId, Vec<DeviceKeysRow>>,
+    cross: BTreeMap<OwnedUserId, Vec<CrossSigningRow>>,
+    signatures: Signatures,
+}
+
+impl Rows {
+    /// Reads it, with the signatures that the users made over their own keys and those that `viewer` made over them.
+    pub(super) async fn load(
+        conn: &mut Conn,
+        viewer: Option<&UserId>,
+        users: &[OwnedUserId],
+    ) -> Result<Rows, KeysError> {
+        let mut devices: BTreeMap<OwnedUserId, Vec<DeviceKeysRow>> = BTreeMap::new();
+        for row in conn.device_keys_load(users).await? {
+            devices.entry(row.user_id.clone()).or_default().push(row);
+        }
+        let mut cross: BTreeMap<OwnedUserId, Vec<CrossSigningRow>> = BTreeMap::new();
+        for row in conn.cross_signing_load(users).await? {
+            cross.entry(row.user_id.clone()).or_default().push(row);
+        }
+        let signatures = Signatures::new(conn.key_signatures_load(users, viewer).await?);
+        Ok(Rows { devices, cross, signatures })
     }
-    let mut cross: BTreeMap<OwnedUserId, Vec<CrossSigningRow>> = BTreeMap::new();
-    for row in conn.cross_signing_load(&users).await? {
-        cross.entry(row.user_id.clone()).or_default().push(row);
-    }
-    let signatures = Signatures::new(conn.key_signatures_load(&users, viewer).await?);
-    let mut found = Queried::default();
-    for (user, ids) in wanted {
+
+    /// Adds the keys of one user to the answer, those of the devices `ids` (none: all), as `viewer` may see them.
+    pub(super) fn render(
+        &self,
+        found: &mut Queried,
+        viewer: Option<&UserId>,
+        user: &OwnedUserId,
+        ids: &[OwnedDeviceId],
+    ) {
         found.device_keys.entry(user.clone()).or_default();
-        let devices = devices.get(user).map(Vec::as_slice).unwrap_or_default();
-        let cross = cross.get(user).map(Vec::as_slice).unwrap_or_default();
-        render(&mut found, viewer, ids, &signatures, devices, cross);
+        let devices = self.devices.get(user).map(Vec::as_slice).unwrap_or_default();
+        let cross = self.cross.get(user).map(Vec::as_slice).unwrap_or_default();
+        render(found, viewer, ids, &self.signatures, devices, cross);
     }
-    Ok(found)
 }
 
 /// Adds rows to the answer as `viewer` may see them.

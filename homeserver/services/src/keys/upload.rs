@@ -6,6 +6,7 @@ use ruma::encryption::DeviceKeys;
 use ruma::{CanonicalJsonObject, DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use waxwing_rooms::is_canonical;
 use waxwing_storage::{DeviceKeysRow, Fact, NewRow, OneTimeKeyRow, OneTimeKeysPut, Tx};
 
 /// One-time keys that a device may have waiting for each algorithm. Clients keep 50 to 100.
@@ -150,6 +151,7 @@ fn check_one_time_keys(keys: BTreeMap<String, String>) -> Result<Vec<OneTimeKeyR
             let (algorithm, key_id) = id
                 .split_once(':')
                 .filter(|(algorithm, key)| !algorithm.is_empty() && !key.is_empty())
+                .filter(|_| !id.contains(char::is_control))
                 .ok_or_else(|| KeysError::Invalid(format!("`{id}` is not a key id")))?;
             if json.len() > MAX_ONE_TIME_KEY || id.len() > 255 {
                 return Err(KeysError::TooLarge("a one-time key is too large".into()));
@@ -157,20 +159,30 @@ fn check_one_time_keys(keys: BTreeMap<String, String>) -> Result<Vec<OneTimeKeyR
             Ok(OneTimeKeyRow {
                 algorithm: algorithm.to_owned(),
                 key_id: key_id.to_owned(),
-                json: one_time_json(&id, &json)?,
+                json: one_time_json(&id, json)?,
             })
         })
         .collect()
 }
 
 /// One form for each value, so that the same key uploaded twice is seen to be the same.
-fn one_time_json(id: &str, json: &str) -> Result<String, KeysError> {
+fn one_time_json(id: &str, json: String) -> Result<String, KeysError> {
+    #[derive(serde::Deserialize)]
+    struct Key<'a> {
+        #[serde(borrow)]
+        key: std::borrow::Cow<'a, str>,
+    }
+
     if json.trim_start().starts_with('"') {
         let text: String =
-            serde_json::from_str(json).map_err(|error| KeysError::BadJson(error.to_string()))?;
+            serde_json::from_str(&json).map_err(|error| KeysError::BadJson(error.to_string()))?;
         return serde_json::to_string(&text).map_err(|error| KeysError::BadJson(error.to_string()));
     }
-    let object = objects::parse(json)?;
+    // As clients write them.
+    if is_canonical(&json) && serde_json::from_str::<Key<'_>>(&json).is_ok_and(|key| !key.key.is_empty()) {
+        return Ok(json);
+    }
+    let object = objects::parse(&json)?;
     if object.get("key").and_then(|key| key.as_str()).is_none() {
         return Err(KeysError::BadJson(format!("`{id}` has no key")));
     }
@@ -186,16 +198,18 @@ async fn put_device_keys(
 ) -> Result<(), KeysError> {
     // A device may come signed by its user already. What is signed by a key that the user does not have is not kept.
     let mut new = new.clone();
-    let cross = tx.cross_signing_load(std::slice::from_ref(user)).await?;
-    let self_signing = cross.into_iter().find(|row| row.usage == "self_signing");
-    let self_signing = self_signing.and_then(|row| objects::parse(&row.json).ok());
     let own = format!("ed25519:{device}");
-    objects::keep_signatures_of(&mut new, user.as_str(), |object, id| {
-        id == own
-            || self_signing.as_ref().and_then(objects::only_key).is_some_and(|(known, key)| {
-                known == id && objects::is_signed_by(object, user.as_str(), id, key)
-            })
-    });
+    if objects::signatures_of(&new, user.as_str()).any(|(id, _)| id != own) {
+        let cross = tx.cross_signing_load(std::slice::from_ref(user)).await?;
+        let self_signing = cross.into_iter().find(|row| row.usage == "self_signing");
+        let self_signing = self_signing.and_then(|row| objects::parse(&row.json).ok());
+        objects::keep_signatures_of(&mut new, user.as_str(), |object, id| {
+            id == own
+                || self_signing.as_ref().and_then(objects::only_key).is_some_and(|(known, key)| {
+                    known == id && objects::is_signed_by(object, user.as_str(), id, key)
+                })
+        });
+    }
     let new = &new;
     let json = objects::text(new);
     if let Some(old) = tx.device_keys_of(user, device.as_str()).await? {

@@ -19,7 +19,7 @@ use waxwing_model::LogPosition;
 use waxwing_storage::{Fact, LogRow, StoreError, StoreResult, StoredEvent};
 
 /// To-device messages of one answer: more follow in the next.
-const MAX_MESSAGES: i64 = 100;
+const MAX_MESSAGES: usize = 100;
 /// Devices of which the key counts are kept.
 const DEVICES: usize = 50_000;
 
@@ -127,15 +127,8 @@ impl Sync {
         if self.devices.deleted.lock().get(&key).is_some_and(|deleted| *deleted >= upto) {
             return Ok(());
         }
-        if self
-            .core
-            .store
-            .read()
-            .await?
-            .to_device_load(&key.0, &key.1, LogPosition::START, upto, 1)
-            .await?
-            .is_empty()
-        {
+        let store = &self.core.store;
+        if store.to_device_load(&key.0, &key.1, LogPosition::START, upto, 1).await?.is_empty() {
             self.devices.deleted.lock().insert(key, upto);
             return Ok(());
         }
@@ -172,11 +165,9 @@ impl Build<'_> {
             return Ok((Vec::new(), self.upto.max(after)));
         }
         let (token, after) = (after, after.min(given));
-        let limit = i64::try_from(limit).unwrap_or(MAX_MESSAGES).clamp(1, MAX_MESSAGES);
-        let mut conn = self.core().store.read().await?;
-        let found = conn.to_device_load(self.user(), device, after, self.upto, limit).await?;
-        drop(conn);
-        let cut = found.len() as i64 == limit;
+        let limit = limit.clamp(1, MAX_MESSAGES);
+        let found = self.core().store.to_device_load(self.user(), device, after, self.upto, limit).await?;
+        let cut = found.len() == limit;
         let upto = found.last().filter(|_| cut).map_or(self.upto.max(token), |(position, _)| *position);
         if let Some((last, _)) = found.last() {
             devices.hand_out(self.core(), &key, *last).await?;

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 use waxwing_model::{Event, state_key};
 use waxwing_rooms::sealed;
-use waxwing_storage::{TransactionKey, Tx};
+use waxwing_storage::{Needs, TransactionKey, Tx};
 
 /// A request that may be repeated: its answer is kept in the transaction that stores the event.
 #[derive(Clone, Debug)]
@@ -49,12 +49,12 @@ impl Timeline {
         let core = self.core.clone();
         let room: OwnedRoomId = room.to_owned();
         let request = repeat.as_ref().map(|repeat| repeat.key(&draft.sender));
+        let needs = Needs { rooms: vec![room.clone()], request, ..Needs::default() };
         let input = Arc::new((draft, repeat));
         let suspended = author.suspended;
-        let rooms = vec![room.clone()];
         self.with_policy(|| {
             let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
-            self.core.store.write_request("send", rooms.clone(), request.clone(), move |tx| {
+            self.core.store.write_needing("send", needs.clone(), move |tx| {
                 let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
                 Box::pin(async move {
                     let (draft, repeat) = &*input;

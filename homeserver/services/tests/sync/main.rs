@@ -435,9 +435,10 @@ async fn to_device_messages_go_when_they_have_arrived() {
     assert_eq!(count(&rest), 50);
     assert_eq!(rest["to_device"]["events"][0]["content"]["n"], 100);
     assert_eq!(count(&ann.sync().await), 0);
-    let mut conn = server.core.store.read().await.unwrap();
-    let head = server.core.store.tail().head();
-    let left = conn.to_device_load(&user("ann"), "D", waxwing_model::LogPosition(0), head, 10).await.unwrap();
+    let store = &server.core.store;
+    let head = store.tail().head();
+    let left =
+        store.to_device_load(&user("ann"), "D", waxwing_model::LogPosition(0), head, 10).await.unwrap();
     assert!(left.is_empty());
 }
 

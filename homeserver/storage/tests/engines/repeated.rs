@@ -7,7 +7,7 @@ use sqlx::{Connection, Executor};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use waxwing_storage::{Store, StoreError, TransactionKey};
+use waxwing_storage::{Needs, Store, StoreError, TransactionKey};
 
 fn request() -> TransactionKey {
     (UserId::parse("@alice:test").unwrap(), "DEVICE".to_owned(), "send".to_owned(), "1".to_owned())
@@ -16,7 +16,7 @@ fn request() -> TransactionKey {
 /// Answers as before, or `fresh` when there was no before.
 async fn ask(store: &Store, fresh: String) -> String {
     let done: Result<String, StoreError> = store
-        .write_request("repeatable", Vec::new(), Some(request()), move |tx| {
+        .write_needing("repeatable", Needs { request: Some(request()), ..Needs::default() }, move |tx| {
             let fresh = fresh.clone();
             Box::pin(async move {
                 if let Some(before) = tx.transaction_get(&request()).await? {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use waxwing_model::{Event, LogPosition};
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{
-    EventFlags, Fact, NewRow, Place, RoomRow, Store, StoreError, TransactionKey, noted_request, send_endpoint,
+    EventFlags, Fact, Needs, NewRow, Place, RoomRow, Store, StoreError, TransactionKey, noted_request,
+    send_endpoint,
 };
 
 fn room() -> OwnedRoomId {
@@ -66,7 +67,7 @@ async fn send(store: &Store, name: &str, ts: i64) {
 async fn answer(store: &Store, transaction: &str) -> Option<String> {
     let key = request(transaction);
     let found: Result<Option<String>, StoreError> = store
-        .write_request("repeat", Vec::new(), Some(key.clone()), move |tx| {
+        .write_needing("repeat", Needs { request: Some(key.clone()), ..Needs::default() }, move |tx| {
             let key = key.clone();
             Box::pin(async move { tx.transaction_get(&key).await })
         })

@@ -25,5 +25,5 @@ pub(super) fn routes() -> Router<Api> {
 
 /// The JSON as it came.
 fn json<T>(raw: Raw<T>) -> String {
-    raw.json().get().to_owned()
+    Box::<str>::from(raw.into_json()).into()
 }

@@ -194,9 +194,7 @@ impl Collector<'_> {
             return Ok(());
         }
         let (position, before) = (row.position, LogPosition(row.position.0 - 1));
-        let mut conn = self.core.store.read().await?;
-        let found = conn.to_device_load(user, device, before, position, 1).await?;
-        drop(conn);
+        let found = self.core.store.to_device_load(user, device, before, position, 1).await?;
         for (position, json) in found {
             self.batch.bytes += json.get().len();
             self.batch.messages.push(Message { user: user.clone(), device: device.clone(), position, json });
