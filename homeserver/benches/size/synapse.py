@@ -1,9 +1,10 @@
 """What a room takes in Synapse: the room of `cargo bench -p waxwing --bench size`, made through Synapse's client API.
 
-    ~/.cache/waxwing/synapse-1.163.2/bin/python homeserver/benches/size/synapse.py MEMBERS EVENTS
+    ~/.cache/waxwing/synapse-1.163.2/bin/python homeserver/benches/size/synapse.py MEMBERS EVENTS [SECONDS]
 
 (scripts/compare.sh installs it there.) An application service makes the people, who join and take other names until
-there are EVENTS state events. Prints bytes for each state event, by table, as the benchmark does for Waxwing. SQLite,
+there are EVENTS state events. Prints bytes for each state event, by table, as the benchmark does for Waxwing, also at each
+thousand members. With SECONDS people join for three quarters of that time at most and take names for the rest. SQLite,
 because both have it; everything is in a temporary folder and on loopback.
 """
 
@@ -75,7 +76,7 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(self.command, cwd=self.folder)
-        for _ in range(600):
+        for _ in range(3000):
             try:
                 self.call("GET", "/versions")
                 return
@@ -137,7 +138,37 @@ def report(what, before, after, events):
     sys.stdout.flush()
 
 
-def main(members, events):
+# Joins between two reports.
+STEP = 1000
+
+
+def join_all(server, room, people, path, until):
+    """Those who joined in time, and what is on disk then; prints what each step took."""
+    before, done = sizes(path), 1
+    for person in people[1:]:
+        if time.monotonic() > until:
+            break
+        server.call("POST", f"/v3/join/{quote(room)}", {}, person)
+        done += 1
+        if done % STEP == 0:
+            after = sizes(path)
+            report(f"to {done} members", before, after, STEP)
+            before = after
+    return people[:done], sizes(path)
+
+
+def rename(server, room, people, changes, until):
+    """The changes that were made in time."""
+    for number in range(changes):
+        if time.monotonic() > until:
+            return number
+        person = people[number * 7919 % len(people)]
+        content = {"membership": "join", "displayname": f"Member {number}, renamed"}
+        server.call("PUT", f"/v3/rooms/{quote(room)}/state/m.room.member/{quote(person)}", content, person)
+    return changes
+
+
+def main(members, events, seconds):
     with tempfile.TemporaryDirectory() as folder:
         server = Server(folder)
         path = os.path.join(folder, "homeserver.db")
@@ -148,22 +179,16 @@ def main(members, events):
                 "POST", "/v3/createRoom", {"preset": "public_chat", "room_version": "12", "name": "Large"}, people[0]
             )["room_id"]
             empty, began = sizes(path), time.monotonic()
-            for person in people[1:]:
-                server.call("POST", f"/v3/join/{quote(room)}", {}, person)
-            joined = sizes(path)
-            report(f"{members} joins", empty, joined, members - 1)
-            changes = events - members
-            for number in range(changes):
-                person = people[number * 7919 % members]
-                content = {"membership": "join", "displayname": f"Member {number}, renamed"}
-                server.call("PUT", f"/v3/rooms/{quote(room)}/state/m.room.member/{quote(person)}", content, person)
+            people, joined = join_all(server, room, people, path, began + seconds * 0.75)
+            report(f"{len(people)} joins", empty, joined, len(people) - 1)
+            changes = rename(server, room, people, events - members, began + seconds)
             renamed = sizes(path)
             report(f"{changes} changes", joined, renamed, changes)
-            report("all", empty, renamed, events - 1)
+            report("all", empty, renamed, len(people) - 1 + changes)
             print(f"in {time.monotonic() - began:.0f} s")
         finally:
             server.stop()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else float("inf"))

@@ -8,6 +8,10 @@
 
 #[cfg(test)]
 mod fixtures;
+pub(crate) mod loaded;
+mod memory;
+#[cfg(test)]
+mod plain;
 #[cfg(test)]
 mod tests;
 
@@ -19,12 +23,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use waxwing_model::{Event, StateKey, state_key};
 
-use crate::auth::{Judged, PduView, create_event_id, state_to_load_for};
-use crate::auth_chain::{conflicted_subgraph, difference};
-use crate::invariants::resolution_is_sound;
+use crate::auth::{PduView, create_event_id, state_to_load_for};
+use crate::auth_chain::{Agreed, conflicted_subgraph, difference};
 use crate::owned as owned_state;
 use crate::resolve_v1;
 use crate::version::rules_or_unknown;
+
+pub use loaded::{AuthNode, Loaded, Need};
+pub use memory::Memory;
 
 /// A room's state: which event holds each entry.
 pub type StateMap = BTreeMap<StateKey, OwnedEventId>;
@@ -32,144 +38,13 @@ pub type StateMap = BTreeMap<StateKey, OwnedEventId>;
 /// More sides than any event has predecessors: a room with more forward extremities is joined in steps.
 pub const MAX_SIDES: usize = 100;
 
-/// What [`resolve`] lacks, or why it can't be done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Need {
-    /// Whole events. It saves rounds to insert their auth chains too, at least along the power levels.
-    #[error("{} events are not loaded", .0.len())]
-    Events(BTreeSet<OwnedEventId>),
-    /// Auth events and rank of these events; [`Loaded::insert_edges`] suffices, whole events do too.
-    #[error("auth edges of {} events are not loaded", .0.len())]
-    Edges(BTreeSet<OwnedEventId>),
-    /// No answer is possible: the room version is unknown, or an event in the auth chains is malformed.
-    #[error("state can't be resolved: {0}")]
-    Impossible(String),
-}
-
-/// What the caller has loaded so far. Everything in it is immutable, so it may be kept for the next resolution of
-/// the room.
-#[derive(Debug, Default, Clone)]
-pub struct Loaded {
-    events: HashMap<OwnedEventId, Judged>,
-    edges: HashMap<OwnedEventId, Edges>,
-    absent: HashSet<OwnedEventId>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Edges {
-    pub(crate) auth_events: Vec<OwnedEventId>,
-    pub(crate) rank: Option<u64>,
-}
-
-/// The rank of an event from the ranks of its auth events: one more than the highest, zero without any. Stored with
-/// the event it bounds every walk along auth chains. `depth` can't serve, because it is the sender's claim.
-pub fn rank(auth_ranks: impl IntoIterator<Item = u64>) -> u64 {
-    auth_ranks.into_iter().max().map_or(0, |highest| highest + 1)
-}
-
-impl Loaded {
-    /// Nothing loaded.
-    pub fn new() -> Loaded {
-        Loaded::default()
-    }
-
-    /// Adds an event whose [`rank`] is not known. Walks over it can't stop early, but find the same.
-    pub fn insert(&mut self, event: Arc<Event>, rejected: bool) {
-        self.insert_with(event, rejected, None);
-    }
-
-    /// Adds an event with its [`rank`].
-    pub fn insert_ranked(&mut self, event: Arc<Event>, rejected: bool, rank: u64) {
-        self.insert_with(event, rejected, Some(rank));
-    }
-
-    fn insert_with(&mut self, event: Arc<Event>, rejected: bool, rank: Option<u64>) {
-        let edges = Edges { auth_events: event.auth_events.clone(), rank };
-        self.edges.insert(event.event_id.clone(), edges);
-        self.events.insert(event.event_id.clone(), Judged { event, rejected });
-    }
-
-    /// Adds only the auth events of an event, and its [`rank`] where it is known.
-    pub fn insert_edges(&mut self, id: OwnedEventId, auth_events: Vec<OwnedEventId>, rank: Option<u64>) {
-        self.edges.entry(id).or_insert(Edges { auth_events, rank });
-    }
-
-    /// Says that an event can't be had. It is left out of account.
-    pub fn insert_absent(&mut self, id: OwnedEventId) {
-        self.absent.insert(id);
-    }
-
-    /// An event, if it is loaded.
-    pub fn event(&self, id: &EventId) -> Option<&Judged> {
-        self.events.get(id)
-    }
-
-    pub(crate) fn is_absent(&self, id: &EventId) -> bool {
-        self.absent.contains(id)
-    }
-
-    pub(crate) fn edges(&self, id: &EventId) -> Option<&Edges> {
-        self.edges.get(id)
-    }
-
-    /// The event, or a note in `missing` that it must be loaded, unless it can't be.
-    pub(crate) fn event_or_need(
-        &self,
-        id: &EventId,
-        missing: &mut BTreeSet<OwnedEventId>,
-    ) -> Option<&Judged> {
-        let found = self.events.get(id);
-        if found.is_none() && !self.absent.contains(id) {
-            missing.insert(id.to_owned());
-        }
-        found
-    }
-}
-
-/// Resolves the full states after an event's predecessors, or after a room's forward extremities, to one.
+/// Resolves the states after an event's predecessors, or after a room's forward extremities, where they differ.
 ///
-/// The order of `states` does not matter. Errors: [`Need::Events`] and [`Need::Edges`] say what to add to `loaded`
-/// before calling again.
-pub fn resolve(version: &RoomVersionId, states: &[StateMap], loaded: &Loaded) -> Result<StateMap, Need> {
-    let Some((first, rest)) = states.split_first() else { return Ok(StateMap::new()) };
-    if rest.iter().all(|state| state == first) {
-        return Ok(first.clone());
-    }
-    let (mut resolved, sides) = split(states);
-    let conflicts = resolve_conflicts(version, &resolved, &sides, loaded)?;
-    for (key, id) in conflicts {
-        resolved.entry(key).or_insert(id);
-    }
-    debug_assert_eq!(resolution_is_sound(states, &resolved), Ok(()));
-    Ok(resolved)
-}
-
-/// The entries on which all states agree, and what is left of each.
-fn split(states: &[StateMap]) -> (StateMap, Vec<StateMap>) {
-    let (first, rest) = (&states[0], &states[1..]);
-    let agreed: StateMap = first
-        .iter()
-        .filter(|(key, id)| rest.iter().all(|state| state.get(*key) == Some(id)))
-        .map(|(key, id)| (key.clone(), id.clone()))
-        .collect();
-    let left = |state: &StateMap| {
-        state
-            .iter()
-            .filter(|(key, _)| !agreed.contains_key(*key))
-            .map(|(k, id)| (k.clone(), id.clone()))
-            .collect()
-    };
-    let sides = states.iter().map(left).collect();
-    (agreed, sides)
-}
-
-/// As [`resolve`], for callers that know where the states differ, as [`crate::state_tree::conflicts`] tells.
-///
-/// `agreed` holds every entry that all states have in common, `sides` per state the entries that are not. Returns the
-/// resolved entries for keys outside `agreed`; entries of `agreed` stand as they are.
+/// `sides` holds for each state its entries at the keys at which not all states are the same, as
+/// [`crate::state_tree::conflicts`] tells. Returns the resolved entries at these keys; the others stand as they are. The
+/// order of `sides` does not matter. Errors: what to add to `loaded` before calling again.
 pub fn resolve_conflicts(
     version: &RoomVersionId,
-    agreed: &StateMap,
     sides: &[StateMap],
     loaded: &Loaded,
 ) -> Result<StateMap, Need> {
@@ -180,8 +55,9 @@ pub fn resolve_conflicts(
     if sides.len() > MAX_SIDES {
         return Err(Need::Impossible(format!("{} states at once", sides.len())));
     }
+    let agreed = Agreed::new(sides, loaded);
     match rules.state_res {
-        StateResolutionVersion::V1 => resolve_v1::resolve(version, agreed, sides, loaded),
+        StateResolutionVersion::V1 => resolve_v1::resolve(version, &agreed, sides, loaded),
         _ => Conflict { version, rules, agreed, sides, loaded }.resolve(),
     }
 }
@@ -189,32 +65,31 @@ pub fn resolve_conflicts(
 struct Conflict<'a> {
     version: &'a RoomVersionId,
     rules: &'a RoomVersionRules,
-    agreed: &'a StateMap,
+    agreed: Agreed<'a>,
     sides: &'a [StateMap],
     loaded: &'a Loaded,
 }
 
 type View = Arc<PduView<Arc<Event>>>;
+/// Entries on which all states agree.
+type AgreedEntries<'a> = BTreeMap<StateKey, &'a EventId>;
 
-impl Conflict<'_> {
+impl<'a> Conflict<'a> {
     fn resolve(self) -> Result<StateMap, Need> {
         let Some(v2) = self.rules.state_res.v2_rules() else {
             return Err(Need::Impossible("unknown algorithm".to_owned()));
         };
-        let difference = difference(self.sides, self.agreed.values(), self.loaded)?;
         let conflicted: BTreeSet<&EventId> =
             self.sides.iter().flat_map(BTreeMap::values).map(|id| &**id).collect();
+        let witnesses = self.agreed_for(&conflicted)?.into_values().collect();
+        let difference = self.ids(&difference(self.sides, witnesses, &self.agreed)?);
         let subgraph = if v2.consider_conflicted_state_subgraph {
-            conflicted_subgraph(&conflicted, self.loaded)?
+            self.ids(&conflicted_subgraph(self.sides, self.loaded)?)
         } else {
             BTreeSet::new()
         };
-        let full: BTreeSet<&EventId> = conflicted
-            .iter()
-            .copied()
-            .chain(difference.iter().copied())
-            .chain(subgraph.iter().copied())
-            .collect();
+        let full: BTreeSet<&EventId> =
+            conflicted.iter().chain(&difference).chain(&subgraph).copied().collect();
 
         let (views, agreed) = self.load(&full)?;
         let maps = self.maps_for_ruma(&agreed, &views);
@@ -233,8 +108,32 @@ impl Conflict<'_> {
         Ok(resolved
             .into_iter()
             .map(|(key, id)| (owned_state::revealed(key, self.version), id))
-            .filter(|(key, _)| !self.agreed.contains_key(key))
+            .filter(|(key, _)| self.agreed.keys.contains(key))
             .collect())
+    }
+
+    fn ids(&self, numbers: &BTreeSet<u64>) -> BTreeSet<&'a EventId> {
+        numbers.iter().filter_map(|number| Some(&*self.loaded.node(*number)?.event_id)).collect()
+    }
+
+    /// The agreed entries at the keys by which these events are authorised, and the power levels.
+    fn agreed_for(&self, events: &BTreeSet<&EventId>) -> Result<AgreedEntries<'a>, Need> {
+        let (mut missing, mut entries) = (BTreeSet::new(), BTreeSet::new());
+        let mut agreed = AgreedEntries::new();
+        let mut keys = BTreeSet::from([state_key(StateEventType::RoomPowerLevels, "")]);
+        for id in events {
+            let Some(judged) = self.loaded.event_or_need(id, &mut missing) else { continue };
+            keys.extend(state_to_load_for(&judged.event, self.version).unwrap_or_default());
+        }
+        if !missing.is_empty() {
+            return Err(Need::Events(missing));
+        }
+        for key in keys {
+            if let Some(id) = self.agreed.entry(&key, &mut entries) {
+                agreed.insert(key, id);
+            }
+        }
+        if entries.is_empty() { Ok(agreed) } else { Err(Need::Entries(entries)) }
     }
 
     /// Everything that the algorithm will look at, and the agreed entries among that: the full conflicted set, its
@@ -242,19 +141,20 @@ impl Conflict<'_> {
     ///
     /// Agreed entries of other keys can't matter: the algorithm reads the state only at the keys by which events of
     /// the full conflicted set are authorised (the power levels are among them), and restores them all at its end.
-    fn load(&self, full: &BTreeSet<&EventId>) -> Result<(HashMap<OwnedEventId, View>, StateMap), Need> {
+    fn load(
+        &self,
+        full: &BTreeSet<&'a EventId>,
+    ) -> Result<(HashMap<OwnedEventId, View>, AgreedEntries<'a>), Need> {
+        let agreed = self.agreed_for(full)?;
         let mut missing = BTreeSet::new();
-        let mut agreed = StateMap::new();
         let mut used: HashSet<&EventId> = HashSet::new();
-        let mut lines: Vec<&EventId> = Vec::new();
-        self.agree(&mut agreed, state_key(StateEventType::RoomPowerLevels, ""));
+        let mut starts: Vec<&EventId> = Vec::new();
         for id in full {
             let Some(judged) = self.loaded.event_or_need(id, &mut missing) else { continue };
-            let Ok(keys) = state_to_load_for(&judged.event, self.version) else { continue };
-            for key in keys {
-                self.agree(&mut agreed, key);
+            starts.push(*id);
+            for auth in &judged.event.auth_events {
+                used.extend(self.loaded.event_or_need(auth, &mut missing).map(|auth| &*auth.event.event_id));
             }
-            lines.push(id);
             if let Some(create) = create_event_id(&judged.event.room_id, self.version)
                 && let Some(judged) = self.loaded.event_or_need(&create, &mut missing)
             {
@@ -262,63 +162,91 @@ impl Conflict<'_> {
             }
         }
         for (key, id) in &agreed {
-            if let Some(judged) = self.loaded.event_or_need(id, &mut missing) {
-                used.insert(&judged.event.event_id);
+            if self.loaded.event_or_need(id, &mut missing).is_some() {
+                used.insert(*id);
                 if key.0 == StateEventType::RoomPowerLevels {
-                    lines.push(&judged.event.event_id);
+                    starts.push(*id);
                 }
             }
         }
-        self.follow_lines(lines, &mut used, &mut missing);
         if !missing.is_empty() {
             return Err(Need::Events(missing));
         }
+        let end = self.follow_lines(starts, full, &mut used)?;
         used.extend(full);
         let known: HashSet<&EventId> = used.into_iter().filter(|id| self.is_usable(id)).collect();
-        if self.has_circle(&known) {
+        if self.has_circle(&known, end) {
             return Err(Need::Impossible("power levels that authorise themselves".to_owned()));
         }
-        let views = known.iter().filter_map(|id| self.view(id, &known)).collect();
+        let views = known.iter().filter_map(|id| self.view(id, &known, end == Some(*id))).collect();
         Ok((views, agreed))
     }
 
-    fn agree(&self, agreed: &mut StateMap, key: StateKey) {
-        if let Some(id) = self.agreed.get(&key) {
-            agreed.insert(key, id.clone());
+    /// Follows the power levels among the auth events of events until the lines are one, and notes the auth events of
+    /// what was followed. Gives where they are one: all that matters of a line is where it meets the line of the
+    /// resolved power levels, so what is below there does not.
+    /// <https://spec.matrix.org/v1.19/rooms/v2/#definitions> (mainline ordering)
+    fn follow_lines(
+        &self,
+        starts: Vec<&'a EventId>,
+        full: &BTreeSet<&'a EventId>,
+        used: &mut HashSet<&'a EventId>,
+    ) -> Result<Option<&'a EventId>, Need> {
+        let (mut missing, mut unplaced) = (BTreeSet::new(), BTreeSet::new());
+        let mut lines: BTreeSet<(u64, &EventId)> = BTreeSet::new();
+        let mut followed: HashSet<&EventId> = HashSet::new();
+        let mut next: Vec<&EventId> = Vec::new();
+        for id in starts {
+            match self.loaded.event(id) {
+                Some(judged) if is_levels(&judged.event) => next.push(id),
+                Some(_) => next.extend(self.levels_before(id, used, &mut missing)),
+                None => {}
+            }
+        }
+        loop {
+            for id in next.drain(..).filter(|id| followed.insert(*id)) {
+                lines.insert((self.loaded.number_or_need(id, &mut unplaced).unwrap_or_default(), id));
+            }
+            if !missing.is_empty() {
+                return Err(Need::Events(missing));
+            }
+            if !unplaced.is_empty() {
+                return Err(Need::NodesOf(unplaced));
+            }
+            let only = lines.len() == 1;
+            let Some((_, highest)) = lines.pop_last() else { return Ok(None) };
+            if only && !full.contains(highest) {
+                used.insert(highest);
+                return Ok(Some(highest));
+            }
+            next.extend(self.levels_before(highest, used, &mut missing));
         }
     }
 
-    /// Notes the auth events of each event, and follows the power levels event among them to the room's beginning.
-    fn follow_lines<'b>(
-        &'b self,
-        mut lines: Vec<&'b EventId>,
-        used: &mut HashSet<&'b EventId>,
+    /// The power levels among an event's auth events, all of which are noted.
+    fn levels_before(
+        &self,
+        id: &EventId,
+        used: &mut HashSet<&'a EventId>,
         missing: &mut BTreeSet<OwnedEventId>,
-    ) {
-        let mut followed: HashSet<&EventId> = HashSet::new();
-        while let Some(id) = lines.pop() {
-            if !followed.insert(id) {
-                continue;
-            }
-            let Some(judged) = self.loaded.event_or_need(id, missing) else { continue };
-            for auth in &judged.event.auth_events {
-                let Some(auth) = self.loaded.event_or_need(auth, missing) else { continue };
-                used.insert(&auth.event.event_id);
-                if auth.event.is_state_of(&StateEventType::RoomPowerLevels, "") {
-                    lines.push(&auth.event.event_id);
-                }
+    ) -> Vec<&'a EventId> {
+        let mut levels = Vec::new();
+        let auth_events = self.loaded.event(id).map(|judged| &judged.event.auth_events);
+        for auth in auth_events.into_iter().flatten() {
+            let Some(auth) = self.loaded.event_or_need(auth, missing) else { continue };
+            used.insert(&auth.event.event_id);
+            if is_levels(&auth.event) {
+                levels.push(&*auth.event.event_id);
             }
         }
+        levels
     }
 
     /// Whether some power levels lead back to themselves: ruma would follow them for ever. No hash can be in its own
     /// input, but in room versions 1 and 2 senders choose the ids of their events.
-    fn has_circle(&self, known: &HashSet<&EventId>) -> bool {
-        let levels = |id: &&EventId| {
-            let judged = self.loaded.event(id);
-            judged.is_some_and(|judged| judged.event.is_state_of(&StateEventType::RoomPowerLevels, ""))
-        };
-        let mut ending: HashSet<&EventId> = HashSet::new();
+    fn has_circle(&self, known: &HashSet<&EventId>, end: Option<&EventId>) -> bool {
+        let levels = |id: &&EventId| self.loaded.event(id).is_some_and(|judged| is_levels(&judged.event));
+        let mut ending: HashSet<&EventId> = end.into_iter().collect();
         for start in known {
             let mut line: HashSet<&EventId> = HashSet::new();
             let mut next = Some(*start);
@@ -343,24 +271,34 @@ impl Conflict<'_> {
         self.loaded.event(id).is_some_and(|judged| judged.event.is_state())
     }
 
-    fn view(&self, id: &EventId, known: &HashSet<&EventId>) -> Option<(OwnedEventId, View)> {
+    /// `ends`: its auth events are not to be looked at.
+    fn view(&self, id: &EventId, known: &HashSet<&EventId>, ends: bool) -> Option<(OwnedEventId, View)> {
         let judged = self.loaded.event(id)?;
-        let auth = judged.event.auth_events.iter().filter(|id| known.contains(&***id)).cloned().collect();
-        let view = PduView::new(judged.event.clone(), judged.rejected, self.version).with_auth_events(auth);
+        let auth = judged.event.auth_events.iter().filter(|id| !ends && known.contains(&***id));
+        let view = PduView::new(judged.event.clone(), judged.rejected, self.version)
+            .with_auth_events(auth.cloned().collect());
         Some((id.to_owned(), Arc::new(view)))
     }
 
     fn maps_for_ruma(
         &self,
-        agreed: &StateMap,
+        agreed: &AgreedEntries<'_>,
         views: &HashMap<OwnedEventId, View>,
     ) -> Vec<state_res::StateMap<OwnedEventId>> {
-        let usable = |(_, id): &(&StateKey, &OwnedEventId)| views.contains_key(*id);
-        let owned = |(key, id): (&StateKey, &OwnedEventId)| {
-            (owned_state::disguised_entry(key, self.version), id.clone())
+        let disguised =
+            |key: &StateKey, id: &EventId| (owned_state::disguised_entry(key, self.version), id.to_owned());
+        let map = |side: &StateMap| {
+            let own = side.iter().map(|(key, id)| (key, &**id));
+            let entries = own.chain(agreed.iter().map(|(key, id)| (key, *id)));
+            let usable = entries.filter(|(_, id)| views.contains_key(*id));
+            usable.map(|(key, id)| disguised(key, id)).collect()
         };
-        self.sides.iter().map(|side| side.iter().chain(agreed).filter(usable).map(owned).collect()).collect()
+        self.sides.iter().map(map).collect()
     }
+}
+
+fn is_levels(event: &Event) -> bool {
+    event.is_state_of(&StateEventType::RoomPowerLevels, "")
 }
 
 fn owned(ids: &BTreeSet<&EventId>) -> EventIdSet<OwnedEventId> {

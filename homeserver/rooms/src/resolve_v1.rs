@@ -10,15 +10,16 @@ use std::sync::Arc;
 use waxwing_model::{Event, StateKey};
 
 use crate::auth::{AuthMap, check_state_dependent, state_to_load_for};
+use crate::auth_chain::Agreed;
 use crate::resolve::{Loaded, Need, StateMap};
 
 /// The events in conflict, by the entry that they are in conflict over, lowest depth first.
 type Conflicts = BTreeMap<StateKey, Vec<Arc<Event>>>;
 
-/// Resolves entries in conflict; `agreed` and `sides` as for [`crate::resolve::resolve_conflicts`].
+/// Resolves entries in conflict; `sides` as for [`crate::resolve::resolve_conflicts`].
 pub(crate) fn resolve(
     version: &RoomVersionId,
-    agreed: &StateMap,
+    agreed: &Agreed<'_>,
     sides: &[StateMap],
     loaded: &Loaded,
 ) -> Result<StateMap, Need> {
@@ -40,8 +41,7 @@ pub(crate) fn resolve(
         }
     }
     let conflicts = load(&disputed, loaded)?;
-    let undisputed = |key: &StateKey| agreed.get(key).or_else(|| result.get(key));
-    let state = auth_state(version, &conflicts, undisputed, loaded)?;
+    let state = auth_state(version, &conflicts, agreed, &result)?;
     let mut passes = Passes { version, state, result };
     passes.run(conflicts);
     Ok(passes.result)
@@ -60,25 +60,28 @@ fn load(disputed: &BTreeMap<&StateKey, BTreeSet<&OwnedEventId>>, loaded: &Loaded
     if missing.is_empty() { Ok(conflicts) } else { Err(Need::Events(missing)) }
 }
 
-/// The undisputed state by which the events in conflict are authorised.
-fn auth_state<'a>(
+/// The undisputed state by which the events in conflict are authorised: agreed entries, and those of `result`.
+fn auth_state(
     version: &RoomVersionId,
     conflicts: &Conflicts,
-    undisputed: impl Fn(&StateKey) -> Option<&'a OwnedEventId>,
-    loaded: &Loaded,
+    agreed: &Agreed<'_>,
+    result: &StateMap,
 ) -> Result<AuthMap, Need> {
-    let mut missing = BTreeSet::new();
+    let (mut missing, mut entries) = (BTreeSet::new(), BTreeSet::new());
     let mut state = AuthMap::new();
     for event in conflicts.values().flatten() {
         for key in state_to_load_for(event, version).unwrap_or_default() {
-            if let Some(id) = undisputed(&key)
-                && let Some(judged) = loaded.event_or_need(id, &mut missing)
-            {
+            let id = result.get(&key).map(|id| &**id).or_else(|| agreed.entry(&key, &mut entries));
+            if let Some(judged) = id.and_then(|id| agreed.loaded.event_or_need(id, &mut missing)) {
                 state.insert(key, judged.event.clone());
             }
         }
     }
-    if missing.is_empty() { Ok(state) } else { Err(Need::Events(missing)) }
+    match (entries.is_empty(), missing.is_empty()) {
+        (true, true) => Ok(state),
+        (true, false) => Err(Need::Events(missing)),
+        (false, _) => Err(Need::Entries(entries)),
+    }
 }
 
 fn sha1(event: &Event) -> [u8; 20] {

@@ -4,6 +4,7 @@ use crate::Core;
 use crate::federation::{ANSWERS_KEPT_FOR, prune_outgoing};
 use crate::media::{Media, Tidied};
 use crate::timeline::Timeline;
+use crate::timeline::resolve::fill_graph;
 use crate::to_device::ToDevice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Forgotten {
     pub media: Tidied,
     /// Notes of what goes to other servers.
     pub outgoing: u64,
+    /// Rooms whose events were given their place in the auth graph.
+    pub placed: u64,
 }
 
 /// The service.
@@ -94,7 +97,21 @@ impl Housekeeping {
         let message_ids = self.to_device.prune().await?;
         let outgoing = prune_outgoing(&self.core).await?;
         let media = self.media.tidy().await?;
-        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing }))
+        let placed = self.fill_graphs().await?;
+        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing, placed }))
+    }
+
+    /// Rooms of an older database get their auth graph before it is needed. What was done stays done, wherever it is
+    /// interrupted.
+    async fn fill_graphs(&self) -> StoreResult<u64> {
+        let (mut rooms, mut after) = (0, String::new());
+        loop {
+            let next = self.core.store.read().await?.auth_graph_next(&after).await?;
+            let Some(room) = next else { return Ok(rooms) };
+            fill_graph(&self.core, &room).await?;
+            rooms += 1;
+            after = room.to_string();
+        }
     }
 
     async fn forget_requests(&self, now: u64) -> StoreResult<u64> {

@@ -21,6 +21,7 @@ statements! {
     TOKENS = "SELECT COUNT(*), MIN(t.user_id) FROM access_tokens t LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id WHERE t.device_id IS NOT NULL AND d.device_id IS NULL";
     DEVICES = "SELECT COUNT(*), MIN(d.user_id) FROM devices d LEFT JOIN users u ON u.user_id = d.user_id WHERE u.user_id IS NULL";
     FILES = "SELECT COUNT(*), MIN(m.media_id) FROM media m JOIN media_garbage g ON g.object = m.object";
+    GRAPH = "SELECT COUNT(*), MIN(e.event_id) FROM events e LEFT JOIN auth_graph g ON g.number = e.auth_number WHERE e.auth_number > 0 AND (g.number IS NULL OR g.event_id <> e.event_id)";
     IN_ROOM = "SELECT user_id, event_id FROM members WHERE room_id = $1";
 }
 
@@ -39,6 +40,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("access tokens of devices that are not there", TOKENS),
     ("devices of accounts that are not there", DEVICES),
     ("files that are garbage at the same time", FILES),
+    ("events with a place in the auth graph that is not theirs", GRAPH),
 ];
 
 /// What a question found.

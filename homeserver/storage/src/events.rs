@@ -17,7 +17,7 @@ statements! {
     BACKWARD_OF = "SELECT * FROM (SELECT sn, event_id, room_id FROM events WHERE room_id = $3 AND sn < $1 AND flags = 0 ORDER BY sn DESC LIMIT $2) AS newest";
     EXTREMITIES_OF = "SELECT room_id, event_id FROM backward_extremities WHERE room_id IN ($list)";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
-    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json, out_of_time) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before, out_of_time = excluded.out_of_time WHERE events.flags % 2 = 1";
+    INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json, out_of_time, auth_number) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before, out_of_time = excluded.out_of_time, auth_number = COALESCE(events.auth_number, excluded.auth_number) WHERE events.flags % 2 = 1";
     SET_REDACTED = "UPDATE events SET redacted_by = $2, json = $3 WHERE event_id = $1";
     SET_FLAGS = "UPDATE events SET flags = $2 WHERE event_id = $1";
     EXTREMITY_ADD = "INSERT INTO backward_extremities (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -241,18 +241,21 @@ impl Conn {
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
-    /// `in_time`: which of them stand in their room's timeline in the order of their times.
+    /// `in_time`: which of them stand in their room's timeline in the order of their times. `numbers`: theirs in the auth
+    /// graph.
     pub(crate) async fn events_insert(
         &mut self,
         all: &[Arc<StoredEvent>],
         in_time: &[bool],
+        numbers: &[Option<i64>],
     ) -> StoreResult<()> {
-        let all: Vec<(&Arc<StoredEvent>, bool)> = all.iter().zip(in_time.iter().copied()).collect();
+        let beside = in_time.iter().copied().zip(numbers.iter().copied());
+        let all: Vec<(&Arc<StoredEvent>, (bool, Option<i64>))> = all.iter().zip(beside).collect();
         for chunk in pieces(&all) {
-            let text = rows(INSERT, 9, chunk.len());
+            let text = rows(INSERT, 10, chunk.len());
             on_engine!(self, |c| {
                 let mut query = sqlx::query(AssertSqlSafe(text));
-                for (stored, in_time) in chunk {
+                for (stored, (in_time, number)) in chunk {
                     query = query
                         .bind(stored.sn)
                         .bind(stored.event.event_id.as_str())
@@ -262,7 +265,8 @@ impl Conn {
                         .bind(stored.redacted_by.as_ref().map(|id| id.as_str()))
                         .bind(stored.event.sent_at())
                         .bind(stored.event.json.get())
-                        .bind(!in_time);
+                        .bind(!in_time)
+                        .bind(*number);
                 }
                 query.execute(c).await.map(|_| ())
             })?;

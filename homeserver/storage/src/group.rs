@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use waxwing_model::LogPosition;
+use waxwing_rooms::state_tree::NodeId;
 
 /// Members of one group: enough to amortise an fsync, few enough to keep the first from waiting long.
 const GROUP_LIMIT: usize = 128;
@@ -247,6 +248,7 @@ async fn was_committed(inner: &Arc<Inner>, rows: &[LogRow], deadline: Instant) -
 /// Tells this node what was committed.
 async fn finish(inner: &Arc<Inner>, written: Written) {
     inner.heard_now();
+    inner.nodes.written(&written.nodes);
     for stored in &written.events {
         inner.event_cache_put(Arc::clone(stored));
     }
@@ -304,6 +306,8 @@ struct Written {
     /// To-device messages that are gone, and up to where all are filed now.
     taken: Vec<Taken>,
     filed: Option<i64>,
+    /// Nodes of states that had waited for a group.
+    nodes: Vec<NodeId>,
 }
 
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
@@ -312,6 +316,9 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let (late, now): (Vec<Answered>, Vec<Answered>) =
         std::mem::take(&mut buffers.transactions).into_iter().partition(|answered| answered.late);
     let mut repeats = Change { late, forgotten: std::mem::take(&mut buffers.forgotten), settled: None };
+    let waited = tx.nodes.unwritten();
+    let waited_ids: Vec<NodeId> = waited.iter().map(|(id, _)| *id).collect();
+    buffers.nodes.extend(waited);
     tx.conn.state_nodes_insert(&buffers.nodes).await?;
     let in_time = tx.in_time(&buffers.events);
     tx.rooms_flush().await?;
@@ -323,12 +330,16 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
         buffers.events.iter().filter(|event| event.slot.is_none() && event.number.is_none()).count() as i64;
     if buffers.log.is_empty() && buffers.events.is_empty() {
         let (related, taken) = (std::mem::take(&mut tx.related), buffers.taken);
-        return Ok(Written { related, repeats, taken, ..Written::default() });
+        return Ok(Written { related, repeats, taken, nodes: waited_ids, ..Written::default() });
     }
     let count = buffers.log.len() as i64;
-    let (last, lowest) = tx.conn.log_advance(count, below).await?;
+    let places = tx.conn.auth_places(&buffers.events).await?;
+    let (last, lowest, numbers) = tx.conn.log_advance(count, below, places.new_ones()).await?;
     let mut written = place(&buffers, last - count, lowest + below);
-    tx.conn.events_insert(&written.events, &in_time).await?;
+    let first = numbers - places.new_ones() + 1;
+    let nodes = places.number_from(first);
+    tx.conn.events_insert(&written.events, &in_time, &nodes.of_events).await?;
+    tx.conn.auth_nodes_insert(&nodes.new).await?;
     tx.conn.search_insert(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
@@ -342,6 +353,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     written.related = std::mem::take(&mut tx.related);
     tx.repeats.settle(&mut tx.conn, &mut repeats, last).await?;
     written.repeats = repeats;
+    written.nodes = waited_ids;
     Ok(written)
 }
 

@@ -10,6 +10,7 @@ mod accounts;
 mod aliases;
 mod appservices;
 mod audit;
+mod auth_graph;
 mod backups;
 mod bus;
 mod by_time;
@@ -138,6 +139,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("aliases", aliases::STATEMENTS),
     ("appservices", appservices::STATEMENTS),
     ("audit", audit::STATEMENTS),
+    ("auth_graph", auth_graph::STATEMENTS),
     ("backups", backups::STATEMENTS),
     ("by_time", by_time::STATEMENTS),
     ("current", current::STATEMENTS),

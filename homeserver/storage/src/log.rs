@@ -13,7 +13,7 @@ use waxwing_model::LogPosition;
 statements! {
     HEAD = "SELECT position FROM log_head WHERE id = 1";
     HEAD_LOCKED = "UPDATE log_head SET position = position WHERE id = 1 RETURNING position";
-    ADVANCE = "UPDATE log_head SET position = position + $1, lowest = lowest - $2 WHERE id = 1 RETURNING position, lowest";
+    ADVANCE = "UPDATE log_head SET position = position + $1, lowest = lowest - $2, auth_numbers = auth_numbers + $3 WHERE id = 1 RETURNING position, lowest, auth_numbers";
     INSERT = "INSERT INTO log (position, kind, room_id, user_id, reference, data) VALUES $rows";
     RANGE = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
     RANGE_OF_USER = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE user_id = $1 AND kind <> 6 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
@@ -298,10 +298,20 @@ impl Conn {
         Ok(notes)
     }
 
-    /// Takes `count` positions and `below` numbers below zero: the last thing before the rows that carry them.
-    /// Returns the last position and the lowest number taken.
-    pub(crate) async fn log_advance(&mut self, count: i64, below: i64) -> StoreResult<(i64, i64)> {
-        Ok(on_engine!(self, |c| sqlx::query_as(ADVANCE).bind(count).bind(below).fetch_one(c).await)?)
+    /// Takes `count` positions, `below` numbers below zero and `graph` numbers in the auth graph: the last thing before
+    /// the rows that carry them. Returns the last position, the lowest number and the last number in the graph.
+    pub(crate) async fn log_advance(
+        &mut self,
+        count: i64,
+        below: i64,
+        graph: i64,
+    ) -> StoreResult<(i64, i64, i64)> {
+        Ok(on_engine!(self, |c| sqlx::query_as(ADVANCE)
+            .bind(count)
+            .bind(below)
+            .bind(graph)
+            .fetch_one(c)
+            .await)?)
     }
 
     pub(crate) async fn log_insert(&mut self, all: &[LogRow]) -> StoreResult<()> {

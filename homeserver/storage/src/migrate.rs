@@ -46,6 +46,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     110 "0110_transactions_by_time",
     140 "0140_outgoing_edus",
     170 "0170_fewer_indexes",
+    200 "0200_auth_graph",
     220 "0220_key_batches",
     221 "0221_to_device_filed",
 ];

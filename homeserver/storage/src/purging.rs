@@ -14,6 +14,7 @@ use waxwing_rooms::state_tree::NodeId;
 statements! {
     BY_NUMBER = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND sn < $3 ORDER BY sn LIMIT $4";
     ROOTS = "SELECT sn, state_before FROM events WHERE room_id = $1 AND sn > $2 AND state_before IS NOT NULL ORDER BY sn LIMIT $3";
+    GRAPH = "DELETE FROM auth_graph WHERE room_key = $1 AND number IN (SELECT auth_number FROM events WHERE auth_number > 0 AND sn IN ($list))";
     EVENTS = "DELETE FROM events WHERE sn IN ($list)";
     OUTLIERS = "UPDATE events SET flags = flags + 1, state_before = NULL WHERE flags % 2 = 0 AND sn IN ($list)";
     WORDS = "DELETE FROM search_index WHERE rowid IN ($list)";
@@ -177,6 +178,21 @@ impl Conn {
         Ok(())
     }
 
+    async fn delete_nodes(&mut self, room: &RoomId, numbers: &[i64]) -> StoreResult<()> {
+        for chunk in numbers.chunks(CHUNK) {
+            let chunk = padded(chunk);
+            let text = list(GRAPH, 2, chunk.len());
+            on_engine!(self, |c| {
+                let mut query = sqlx::query(AssertSqlSafe(text)).bind(crate::auth_graph::room_key(room));
+                for number in &chunk {
+                    query = query.bind(*number);
+                }
+                query.execute(c).await.map(|_| ())
+            })?;
+        }
+        Ok(())
+    }
+
     async fn delete_ids(&mut self, statement: &str, ids: &[OwnedEventId]) -> StoreResult<()> {
         for chunk in ids.chunks(CHUNK) {
             let chunk = padded(chunk);
@@ -194,7 +210,7 @@ impl Conn {
 }
 
 impl crate::Tx {
-    /// Forgets events: those of `gone` with all that hangs on them; those of `kept` stay, without a place in the graph.
+    /// Forgets events of one room: those of `gone` with all that hangs on them; those of `kept` stay, without a place in the graph.
     /// Readers see neither any more.
     pub async fn purge_events(
         &mut self,
@@ -209,6 +225,9 @@ impl crate::Tx {
         let ids: Vec<OwnedEventId> = gone.iter().map(|stored| stored.event.event_id.clone()).collect();
         let both: Vec<i64> = numbers(gone).into_iter().chain(numbers(kept)).collect();
         let conn = self.writing().await?;
+        if let Some(first) = gone.first() {
+            conn.delete_nodes(&first.event.room_id, &numbers(gone)).await?;
+        }
         conn.delete_numbers(EVENTS, &numbers(gone)).await?;
         conn.delete_numbers(OUTLIERS, &numbers(kept)).await?;
         conn.delete_numbers(WORDS, &both).await?;

@@ -4,6 +4,7 @@ use crate::engine::{Conn, on_engine};
 use crate::error::{StoreError, StoreResult};
 use crate::sql::{CHUNK, list, padded, pieces, rows, statements};
 use crate::store::Store;
+use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::OwnedEventId;
@@ -33,15 +34,47 @@ impl Weighter<NodeId, Arc<Node>> for NodeWeight {
     }
 }
 
+/// Nodes that wait for the next group to write them, at most: then one is made for them. Some five megabytes.
+const UNWRITTEN_MOST: usize = 10_000;
+
 /// Decoded nodes. Names are hashes of what they name, so nothing in it can be wrong.
-pub(crate) struct NodeCache(Cache<NodeId, Arc<Node>, NodeWeight>);
+pub(crate) struct NodeCache {
+    cache: Cache<NodeId, Arc<Node>, NodeWeight>,
+    /// Of states that were made outside of a transaction: whoever refers to one commits after that, and the group of
+    /// that commit writes them first. So a state that is only a step on the way to another waits for no disk.
+    unwritten: Mutex<HashMap<NodeId, Arc<Node>>>,
+}
 
 impl NodeCache {
     pub(crate) fn new() -> NodeCache {
-        NodeCache(Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES, NodeWeight))
+        let cache = Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES, NodeWeight);
+        NodeCache { cache, unwritten: Mutex::default() }
     }
     pub(crate) fn insert(&self, id: NodeId, node: Arc<Node>) {
-        self.0.insert(id, node);
+        self.cache.insert(id, node);
+    }
+    fn get(&self, id: &NodeId) -> Option<Arc<Node>> {
+        self.cache.get(id).or_else(|| self.unwritten.lock().get(id).cloned())
+    }
+    /// Keeps nodes until they are written. Gives how many wait.
+    fn keep(&self, new: Vec<(NodeId, Arc<Node>)>) -> usize {
+        let mut unwritten = self.unwritten.lock();
+        for (id, node) in new {
+            self.cache.insert(id, Arc::clone(&node));
+            unwritten.insert(id, node);
+        }
+        unwritten.len()
+    }
+    /// What is to be written with the next group.
+    pub(crate) fn unwritten(&self) -> Vec<(NodeId, Arc<Node>)> {
+        self.unwritten.lock().iter().map(|(id, node)| (*id, Arc::clone(node))).collect()
+    }
+    /// These were written.
+    pub(crate) fn written(&self, ids: &[NodeId]) {
+        let mut unwritten = self.unwritten.lock();
+        for id in ids {
+            unwritten.remove(id);
+        }
     }
 }
 
@@ -53,7 +86,7 @@ struct View<'a> {
 
 impl Nodes for View<'_> {
     fn node(&self, id: &NodeId) -> Option<Arc<Node>> {
-        self.held.get(id).cloned().or_else(|| self.cache.0.get(id))
+        self.held.get(id).cloned().or_else(|| self.cache.get(id))
     }
 }
 
@@ -239,6 +272,31 @@ impl Store {
     /// Like [`Store::state_entries`] for many states.
     pub async fn states_entries(&self, roots: &[NodeId]) -> StoreResult<Vec<Vec<(StateKey, OwnedEventId)>>> {
         self.with_state(|nodes| together(roots.iter().map(|root| state_tree::entries(nodes, *root)))).await
+    }
+
+    /// Changes entries of a state. Returns the new root. What is new of its tree is written with the next group at the
+    /// latest, before anything of that group that may refer to it.
+    pub async fn state_update(
+        &self,
+        root: NodeId,
+        changes: &[(StateKey, Option<OwnedEventId>)],
+    ) -> StoreResult<NodeId> {
+        if changes.is_empty() {
+            return Ok(root);
+        }
+        let update = self.with_state(|nodes| state_tree::update(nodes, root, changes)).await?;
+        if self.nodes().keep(update.new_nodes) > UNWRITTEN_MOST {
+            self.write("states", Vec::new(), |_| Box::pin(async { Ok::<_, StoreError>(()) })).await?;
+        }
+        Ok(update.root)
+    }
+
+    /// Where states are not all the same: for each its entries at those keys, in the order of `roots`.
+    pub async fn state_conflicts(
+        &self,
+        roots: &[NodeId],
+    ) -> StoreResult<Vec<BTreeMap<StateKey, OwnedEventId>>> {
+        self.with_state(|nodes| state_tree::conflicts(nodes, roots)).await
     }
 
     /// What differs between two states.

@@ -1,5 +1,6 @@
 //! The store: one database, one writer of groups, one tail of the log.
 
+use crate::auth_graph::GraphCache;
 use crate::current::Current;
 use crate::engine::{Conn, Engine, Pools};
 use crate::erased::ErasedUsers;
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     pub tail: Tail,
     pub nodes: Arc<NodeCache>,
     pub events: Arc<EventCache>,
+    pub graph: GraphCache,
     pub servers: Arc<ServerCache>,
     pub erased: ErasedUsers,
     pub current: Current,
@@ -115,6 +117,7 @@ impl Store {
             tail: Tail::new(head),
             nodes: Arc::new(NodeCache::new()),
             events: Arc::new(Cache::with_weighter(EVENT_CACHE_ITEMS, EVENT_CACHE_BYTES, EventWeight)),
+            graph: crate::auth_graph::cache(),
             servers: Arc::new(Cache::new(SERVER_CACHE_ROOMS)),
             erased: ErasedUsers::default(),
             current: Current::default(),

@@ -343,7 +343,7 @@ impl Tx {
 
     /// Reserves `count` numbers below everything that there is; gives the lowest. The oldest event gets it.
     pub async fn history_reserve(&mut self, count: i64) -> StoreResult<i64> {
-        let (_, lowest) = self.writing().await?.log_advance(0, count).await?;
+        let (_, lowest, _) = self.writing().await?.log_advance(0, count, 0).await?;
         Ok(lowest)
     }
 

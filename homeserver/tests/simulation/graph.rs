@@ -11,11 +11,8 @@ use waxwing_federation::ports::{
     Verdict,
 };
 use waxwing_model::{Event, StateKey};
-use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
+use waxwing_rooms::resolve::{Memory, StateMap};
 use waxwing_rooms::state_tree::{self, Node as TreeNode, NodeId};
-
-/// Rounds of one resolution; everything is at hand after the first.
-const ROUNDS: usize = 100;
 
 #[derive(Clone)]
 pub struct Entry {
@@ -81,22 +78,11 @@ impl Inner {
         }
         let states: Vec<StateMap> = roots.iter().map(|root| self.entries(*root)).collect();
         let of = &self.rooms[room];
-        let mut loaded = Loaded::new();
-        for entry in of.events.values() {
-            loaded.insert(Arc::clone(&entry.event), entry.flags.rejected);
+        let events = of.events.values().map(|entry| (Arc::clone(&entry.event), entry.flags.rejected));
+        match Memory::new(events).resolve(&of.version, &states) {
+            Ok(state) => self.build(state),
+            Err(why) => panic!("no state resolution: {why}"),
         }
-        for _ in 0..ROUNDS {
-            match resolve(&of.version, &states, &loaded) {
-                Ok(state) => return self.build(state),
-                Err(Need::Events(ids) | Need::Edges(ids)) => {
-                    for id in ids {
-                        loaded.insert_absent(id);
-                    }
-                }
-                Err(Need::Impossible(why)) => panic!("no state resolution: {why}"),
-            }
-        }
-        panic!("state resolution does not end")
     }
 
     pub fn state_of(&mut self, room: &RoomId, ids: &[OwnedEventId]) -> Option<NodeId> {

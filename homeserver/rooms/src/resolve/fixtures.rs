@@ -1,6 +1,7 @@
 //! A small room with things that can go wrong at the same time.
 
-use super::{Loaded, Need, StateMap, rank, resolve};
+use super::memory::split;
+use super::{Loaded, Memory, Need, StateMap, resolve_conflicts};
 use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,42 +103,40 @@ impl Room {
         self.state(&format!("create alice pl jr bob carol topic {names}"))
     }
 
-    /// Resolves, loading what is asked for and nothing else.
-    pub fn resolve(&self, states: &[StateMap]) -> StateMap {
-        self.resolve_counting(states, true).0
+    /// All of it.
+    pub fn memory(&self) -> Memory {
+        Memory::new(self.events.values().map(|event| (Arc::clone(event), false)))
     }
 
-    /// Also says how many events and edges it took.
-    pub fn resolve_counting(&self, states: &[StateMap], ranked: bool) -> (StateMap, usize) {
+    /// Resolves, loading what is asked for and nothing else.
+    pub fn resolve(&self, states: &[StateMap]) -> StateMap {
+        self.memory().resolve(&self.version, states).unwrap()
+    }
+
+    /// Also says how many events, entries and nodes it took; nothing is asked for twice.
+    pub fn resolve_counting(&self, states: &[StateMap]) -> (StateMap, usize) {
+        let memory = self.memory();
+        let (agreed, sides) = split(states).unwrap();
         let mut loaded = Loaded::new();
         let mut asked = BTreeSet::new();
         loop {
-            let (whole, ids) = match resolve(&self.version, states, &loaded) {
-                Ok(state) => return (state, asked.len()),
-                Err(Need::Events(ids)) => (true, ids),
-                Err(Need::Edges(ids)) => (false, ids),
-                Err(Need::Impossible(why)) => panic!("{why}"),
+            let need = match resolve_conflicts(&self.version, &sides, &loaded) {
+                Ok(state) => return (agreed.into_iter().chain(state).collect(), asked.len()),
+                Err(need) => need,
             };
-            assert!(!ids.is_empty());
-            for id in ids {
-                let Some(event) = self.events.get(&id) else {
-                    loaded.insert_absent(id);
-                    continue;
-                };
-                let rank = ranked.then(|| self.rank(&id));
-                match (whole, rank) {
-                    (false, rank) => loaded.insert_edges(id.clone(), event.auth_events.clone(), rank),
-                    (true, Some(rank)) => loaded.insert_ranked(event.clone(), false, rank),
-                    (true, None) => loaded.insert(event.clone(), false),
-                }
-                assert!(asked.insert((whole, id)), "asked for twice");
+            let names: Vec<String> = match &need {
+                Need::Events(ids) => ids.iter().map(|id| format!("event {id}")).collect(),
+                Need::Entries(keys) => keys.iter().map(|key| format!("entry {key:?}")).collect(),
+                Need::NodesOf(ids) => ids.iter().map(|id| format!("node of {id}")).collect(),
+                Need::Nodes(numbers) => numbers.iter().map(|number| format!("node {number}")).collect(),
+                Need::Later { of, after } => vec![format!("after {after} of {of:?}")],
+                Need::Impossible(why) => panic!("{why}"),
+            };
+            assert!(!names.is_empty());
+            for name in names {
+                assert!(asked.insert(name.clone()), "{name} is asked for twice");
             }
+            memory.answer(need, &agreed, &mut loaded).unwrap();
         }
-    }
-
-    /// The rank of an event.
-    pub fn rank(&self, id: &OwnedEventId) -> u64 {
-        let auth_events = self.events.get(id).map(|event| &event.auth_events).into_iter().flatten();
-        rank(auth_events.map(|id| self.rank(id)))
     }
 }

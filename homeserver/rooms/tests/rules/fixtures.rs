@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 use waxwing_model::Event;
-use waxwing_rooms::resolve::{Loaded, Need, StateMap, resolve};
+use waxwing_rooms::resolve::{Memory, StateMap};
 
 /// Where the source of the library is. Asked for once: Cargo waits while another of it is at work.
 static LIBRARY: LazyLock<PathBuf> = LazyLock::new(library);
@@ -69,23 +69,9 @@ fn load(files: &[&str]) -> Case {
 }
 
 impl Case {
-    /// Resolves, loading what is asked for.
     fn resolve(&self, states: &[StateMap]) -> StateMap {
-        let mut loaded = Loaded::new();
-        loop {
-            match resolve(&self.version, states, &loaded) {
-                Ok(state) => return state,
-                Err(Need::Events(ids) | Need::Edges(ids)) => {
-                    for id in ids {
-                        match self.events.get(&id) {
-                            Some(event) => loaded.insert(Arc::clone(event), false),
-                            None => loaded.insert_absent(id),
-                        }
-                    }
-                }
-                Err(Need::Impossible(why)) => panic!("{why}"),
-            }
-        }
+        let memory = Memory::new(self.events.values().map(|event| (Arc::clone(event), false)));
+        memory.resolve(&self.version, states).expect("a state")
     }
 
     /// Event by event, as a server that receives them; joined where branches come together, and at the end.

@@ -70,10 +70,10 @@ impl Timeline {
     async fn joint(&self, row: &RoomRow, approvals: Approvals) -> Result<Joint, TimelineError> {
         let mut ends: Vec<OwnedEventId> = deepest_first(row).into_iter().map(|(id, _)| id).collect();
         let others = ends.split_off(MAX_PREV_EVENTS);
-        let before = resolve_roots(&self.core, &row.version, &self.after_each(&ends).await?, None).await?;
+        let before = resolve_roots(&self.core, row, &self.after_each(&ends).await?, None).await?;
         let mut roots = self.after_each(&others).await?;
         roots.insert(before);
-        let after = resolve_roots(&self.core, &row.version, &roots, None).await?;
+        let after = resolve_roots(&self.core, row, &roots, None).await?;
         Ok(Joint { revision: row.revision, before, after, approvals })
     }
 

@@ -17,7 +17,7 @@ mod policy;
 mod port;
 mod preview;
 mod redact_related;
-mod resolve;
+pub(crate) mod resolve;
 mod send;
 mod successor;
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use waxwing_federation::ports::{Outlier, Persisted, Received, Verdict};
 use waxwing_federation::remote::JoinedRoom;
 use waxwing_model::{Event, StateKey, state_key};
+use waxwing_rooms::resolve::MAX_SIDES;
 use waxwing_rooms::sealed;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{EventFlags, Fact, NewRow, Place, RoomRow, StoredEvent, Tx};
@@ -20,6 +21,10 @@ const ATTEMPTS: usize = 20;
 
 /// Events at the end of a room among which those are looked for that follow one that came late.
 const FOLLOWERS: i64 = 1000;
+
+/// Ends of a room beyond which no event is accepted that adds one. The row of a room names them all, and is written with each
+/// event; honest servers follow the ends that there are, so that a room has a handful, or some tens after a split.
+const MOST_ENDS: usize = 1_000;
 
 /// Events without a place in the graph stored at once: a large room's state comes with a hundred thousand, and others write
 /// in between.
@@ -63,7 +68,11 @@ impl Timeline {
             if !quiet && received.current_state.is_some_and(|checked| checked != row.state_root) {
                 return Ok(Persisted::Raced);
             }
-            let step = if quiet { None } else { Some(self.step(&row, &received).await?) };
+            let step = if quiet { None } else { self.step(&row, &received).await? };
+            if !quiet && step.is_none() {
+                tracing::warn!(%room, ends = row.extremities.len(), "a room has too many ends for one more");
+                received.verdict = Verdict::SoftFailed("the room has too many ends".to_owned());
+            }
             let missing = self.missing_before(&received).await?;
             let pending = store.read().await?.pending_redactions(&received.event.event_id).await?;
             let pending = store.events(&pending).await?.into_values().collect();
@@ -87,17 +96,21 @@ impl Timeline {
             .collect())
     }
 
-    /// The extremities and the state of the room with an accepted event at its end.
-    async fn step(&self, row: &RoomRow, received: &Received) -> Result<Step, TimelineError> {
+    /// The extremities and the state of the room with an accepted event at its end. `None` for one that would be an end
+    /// too many: it is kept back until something follows it.
+    async fn step(&self, row: &RoomRow, received: &Received) -> Result<Option<Step>, TimelineError> {
         if self.is_followed(row, &received.event.event_id).await? {
             let (state_root, extremities) = (row.state_root, row.extremities.clone());
-            return Ok(Step { revision: row.revision, state_root, extremities });
+            return Ok(Some(Step { revision: row.revision, state_root, extremities }));
         }
         let event = &received.event;
         let mut extremities = row.extremities.clone();
         extremities.retain(|(id, _)| !event.prev_events.contains(id));
         let others: Vec<OwnedEventId> = extremities.iter().map(|(id, _)| id.clone()).collect();
         extremities.push((event.event_id.clone(), u64::from(event.depth)));
+        if extremities.len() > MOST_ENDS.max(row.extremities.len()) {
+            return Ok(None);
+        }
         let change = event.state_entry().map(|entry| (entry, Some(event.event_id.clone())));
         let state_root = if others.is_empty() {
             update(&self.core, received.state_before, change.into_iter().collect()).await?
@@ -106,12 +119,18 @@ impl Timeline {
         } else {
             let mine = update(&self.core, received.state_before, change.into_iter().collect()).await?;
             let mut roots = BTreeSet::from([mine]);
-            for stored in self.core.store.events(&others).await?.values() {
-                roots.extend(state_after(&self.core, stored).await?);
+            if others.len() < MAX_SIDES {
+                for stored in self.core.store.events(&others).await?.values() {
+                    roots.extend(state_after(&self.core, stored).await?);
+                }
+            } else {
+                // What each of so many ends says has been resolved when it came. Before an event of ours follows them
+                // they are joined, with all of their states.
+                roots.insert(row.state_root);
             }
-            resolve_roots(&self.core, &row.version, &roots, Some(event)).await?
+            resolve_roots(&self.core, row, &roots, Some(event)).await?
         };
-        Ok(Step { revision: row.revision, state_root, extremities })
+        Ok(Some(Step { revision: row.revision, state_root, extremities }))
     }
 
     /// Whether others follow the event already: it was missing where history ends for us, so it is no end of the room,

@@ -64,7 +64,7 @@ impl Timeline {
             return Ok(Some(row.state_root));
         }
         let Some(roots) = self.roots_after(room, prev).await? else { return Ok(None) };
-        Ok(Some(resolve_roots(&self.core, &row.version, &roots, None).await?))
+        Ok(Some(resolve_roots(&self.core, &row, &roots, None).await?))
     }
 
     async fn join_states(
@@ -76,7 +76,7 @@ impl Timeline {
         let row = self.row(room).await?.ok_or(TimelineError::NoRoom)?;
         let mut roots = self.roots_after(room, known).await?.unwrap_or_default();
         roots.extend(fetched.iter().copied());
-        resolve_roots(&self.core, &row.version, &roots, None).await
+        resolve_roots(&self.core, &row, &roots, None).await
     }
 
     async fn build(&self, entries: Vec<(StateKey, OwnedEventId)>) -> Result<StateRoot, TimelineError> {
@@ -170,7 +170,9 @@ impl waxwing_federation::ports::Timeline for Timeline {
     ) -> PortResult<BTreeMap<StateKey, OwnedEventId>> {
         let entries = self.state_entries(room, root, keys).await?;
         match self.row(room).await? {
-            Some(row) if row.partial => Ok(self.with_claimed(&row.version, entries, keys, claimed).await?),
+            Some(row) if row.partial => {
+                Ok(self.with_claimed((room, &row.version), entries, keys, claimed).await?)
+            }
             _ => Ok(entries),
         }
     }

@@ -3,6 +3,7 @@
 
 mod away;
 mod claims;
+mod graph;
 mod hints;
 mod letters;
 mod migrations;

@@ -12,7 +12,7 @@ mod recompute;
 
 use super::Timeline;
 use super::error::TimelineError;
-use super::resolve::resolve_loading;
+use super::resolve::resolve_entries;
 use crate::Core;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, RoomVersionId};
 use std::collections::BTreeSet;
@@ -106,7 +106,8 @@ impl Timeline {
         let mut entries: StateMap =
             keys.iter().cloned().zip(found).filter_map(|(key, id)| Some((key, id?))).collect();
         if partial {
-            entries = self.with_claimed(version, entries, &keys, &event.auth_events).await?;
+            entries =
+                self.with_claimed((&event.room_id, version), entries, &keys, &event.auth_events).await?;
         }
         let ids: Vec<OwnedEventId> = entries.values().cloned().collect();
         let events = self.core.store.events(&ids).await?;
@@ -118,7 +119,7 @@ impl Timeline {
     /// member whom we do not know counts, and one whom we know to be gone does not come back by claiming to be there.
     pub(super) async fn with_claimed(
         &self,
-        version: &RoomVersionId,
+        (room, version): (&RoomId, &RoomVersionId),
         entries: StateMap,
         keys: &[StateKey],
         claimed: &[OwnedEventId],
@@ -133,7 +134,7 @@ impl Timeline {
         if claims.iter().all(|(key, id)| !keys.contains(key) || entries.get(key) == Some(id)) {
             return Ok(entries);
         }
-        let mut resolved = resolve_loading(&self.core, version, vec![entries, claims], None).await?;
+        let mut resolved = resolve_entries(&self.core, room, version, [entries, claims]).await?;
         resolved.retain(|key, _| keys.contains(key));
         Ok(resolved)
     }
@@ -156,7 +157,7 @@ impl Timeline {
     pub(super) async fn accept_following(&self, joined: &JoinedRoom) -> Result<(), TimelineError> {
         let join = &joined.join;
         let state = joined.state.values().map(|event| Outlier { event: Arc::clone(event), rejected: None });
-        let outliers = state.chain(joined.auth_chain.iter().cloned()).collect();
+        let outliers = joined.auth_chain.iter().cloned().chain(state).collect();
         self.take_outliers(&joined.version, outliers).await?;
         for _ in 0..ATTEMPTS {
             let row = self.core.store.read().await?.room_load(&join.room_id).await?;

@@ -5,7 +5,7 @@ use crate::timeline::Timeline;
 use crate::timeline::error::TimelineError;
 use crate::timeline::resolve::{resolve_roots, state_after, update};
 use ruma::events::{StateEventType, TimelineEventType};
-use ruma::{EventId, OwnedEventId, OwnedServerName, RoomVersionId};
+use ruma::{EventId, OwnedEventId, OwnedServerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use waxwing_model::Event;
@@ -95,8 +95,7 @@ impl Timeline {
         let entry = join.event.state_entry().map(|entry| (entry, Some(join.event.event_id.clone())));
         let after = update(&self.core, full, entry.into_iter().collect()).await?;
         let first = Again { stored: join, before: full, after, flags: EventFlags::NONE };
-        let mut work =
-            Work { timeline: self, version: &row.version, done: Vec::new(), places: BTreeMap::new() };
+        let mut work = Work { timeline: self, row, done: Vec::new(), places: BTreeMap::new() };
         work.push(first);
         for stored in in_order(stored) {
             let roots = fetched.get(&stored.event.event_id).map(|noted| noted.fetched.as_slice());
@@ -130,7 +129,7 @@ impl Timeline {
 
 struct Work<'a> {
     timeline: &'a Timeline,
-    version: &'a RoomVersionId,
+    row: &'a RoomRow,
     done: Vec<Again>,
     places: BTreeMap<OwnedEventId, usize>,
 }
@@ -164,7 +163,7 @@ impl Work<'_> {
         }
         let before = match (roots.is_empty(), stored.state_before) {
             (true, Some(before)) => before,
-            _ => resolve_roots(core, self.version, &roots, None).await?,
+            _ => resolve_roots(core, self.row, &roots, None).await?,
         };
         let rejected = self.is_rejected(&event, before).await?;
         let entry = event.state_entry().filter(|_| !rejected);
@@ -179,22 +178,26 @@ impl Work<'_> {
     /// Checks 4 and 5.
     async fn is_rejected(&self, event: &Event, before: NodeId) -> Result<bool, TimelineError> {
         let mut ids = event.auth_events.clone();
-        ids.extend(create_event_id(&event.room_id, self.version));
+        ids.extend(create_event_id(&event.room_id, &self.row.version));
         let known = self.timeline.core.store.events(&ids).await?;
         let fetch = |id: &EventId| {
             let stored = known.get(id)?;
             let flags = self.of(id).map_or(stored.flags, |again| again.flags);
             Some(Judged { event: Arc::clone(&stored.event), rejected: flags.rejected })
         };
-        let by_auth = check_state_independent(event, self.version, fetch).and_then(|()| {
-            check_state_dependent(event, self.version, &state_of_auth_events(event, self.version, fetch))
+        let by_auth = check_state_independent(event, &self.row.version, fetch).and_then(|()| {
+            check_state_dependent(
+                event,
+                &self.row.version,
+                &state_of_auth_events(event, &self.row.version, fetch),
+            )
         });
         Ok(by_auth.is_err() || !self.is_allowed(event, before).await?)
     }
 
     async fn is_allowed(&self, event: &Event, state: NodeId) -> Result<bool, TimelineError> {
-        let map = self.timeline.judges(event, self.version, state, false).await?;
-        Ok(map.and_then(|map| check_state_dependent(event, self.version, &map)).is_ok())
+        let map = self.timeline.judges(event, &self.row.version, state, false).await?;
+        Ok(map.and_then(|map| check_state_dependent(event, &self.row.version, &map)).is_ok())
     }
 
     /// The end of the room. What had been kept back is shown now if the current state allows it.
@@ -232,7 +235,7 @@ impl Work<'_> {
             .filter(|again| again.flags.visible() && !followed.contains(&again.event().event_id))
             .collect();
         let roots = last.iter().map(|again| again.after).collect();
-        let current = resolve_roots(&self.timeline.core, self.version, &roots, None).await?;
+        let current = resolve_roots(&self.timeline.core, self.row, &roots, None).await?;
         let place = |again: &&Again| (again.event().event_id.clone(), u64::from(again.event().depth));
         Ok((last.iter().map(place).collect(), current))
     }
