@@ -38,6 +38,8 @@ pub struct Forgotten {
     pub media: Tidied,
     /// Notes of what goes to other servers.
     pub outgoing: u64,
+    /// Rows of the log.
+    pub log_rows: u64,
 }
 
 /// The service.
@@ -93,8 +95,9 @@ impl Housekeeping {
         let requests = self.forget_requests(now).await?;
         let message_ids = self.to_device.prune().await?;
         let outgoing = prune_outgoing(&self.core).await?;
+        let log_rows = self.core.store.log_trim(now).await?;
         let media = self.media.tidy().await?;
-        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing }))
+        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing, log_rows }))
     }
 
     async fn forget_requests(&self, now: u64) -> StoreResult<u64> {

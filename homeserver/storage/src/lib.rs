@@ -30,6 +30,7 @@ mod inbound_transactions;
 mod keys;
 mod leases;
 mod leavings;
+mod level;
 mod log;
 mod media;
 mod media_cache;
@@ -57,6 +58,7 @@ mod rooms;
 mod search;
 mod server_keys;
 mod server_notices;
+mod sharing;
 mod signing_keys;
 mod sliding;
 mod sql;
@@ -70,6 +72,7 @@ mod thread_subscriptions;
 mod threepids;
 mod to_device;
 mod tokens;
+mod trim;
 mod tx;
 mod url_previews;
 mod whispers;
@@ -77,6 +80,7 @@ mod whispers;
 pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use bus::{Nats, NatsError};
 pub use current::{JoinedRow, Now, RoomNow};
 pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
@@ -181,6 +185,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("threepids", threepids::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
+    ("trim", trim::STATEMENTS),
     ("accounts", accounts::STATEMENTS),
     ("registration", registration::STATEMENTS),
     ("url_previews", url_previews::STATEMENTS),
