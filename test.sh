@@ -96,6 +96,13 @@ start_s3() {
     eval "$said"
 }
 
+# A NATS server for hints between nodes, built from its Go module.
+install_nats() {
+    local said
+    said=$(scripts/nats.sh install) || return 1
+    eval "$said"
+}
+
 # script FILE ARGUMENT...: a part that is a script of its own; a missing one is a failure.
 script() {
     if [[ ! -x $1 ]]; then
@@ -160,6 +167,7 @@ part "formatting" cargo fmt --all --check
 part "lints" lint
 part "PostgreSQL cluster" start_postgres
 part "S3 store" start_s3
+part "NATS server" install_nats
 if [[ $mode == quick ]]; then
     part "unit and storage tests on both engines" unit_and_storage_tests
 else

@@ -62,6 +62,8 @@ settings! {
         /// How many seconds a node that was told to stop goes on serving while `/_waxwing/ready` says that it is
         /// stopping: as long as load balancers need to notice. 0 where there is none.
         drain_seconds: u64 = 0;
+        /// Several nodes over one database.
+        cluster: Cluster = Cluster::default();
         /// Where the server listens. Each entry is an address with a port, an array of them, or `""` for none.
         listen: Listen = Listen::default();
         /// The certificate of the federation listener.
@@ -94,6 +96,30 @@ settings! {
         rtc: Rtc = Rtc::default();
         /// Log lines, written to standard error.
         log: Log = Log::default();
+    }
+
+    /// Several nodes over one PostgreSQL. They find each other there; nothing needs to be set.
+    Cluster {
+        /// Servers of NATS, over which nodes tell each other that there is something new, instead of over the database:
+        /// `nats://HOST:PORT`, or `tls://HOST:PORT` for TLS; several of one cluster with commas between. Every node needs
+        /// the same. While NATS is away the database does it.
+        nats: Option<Secret> = None, example r#""nats://10.0.0.5:4222""#;
+        /// The subject of these hints. The default is `waxwing.` and the server name.
+        nats_subject: Option<String> = None, example r#""waxwing.example.org""#;
+        /// The user at NATS, and the password.
+        nats_user: Option<String> = None, example r#""waxwing""#;
+        /// The password.
+        nats_password: Option<Secret> = None, example r#""a long random text""#;
+        /// A token instead of user and password.
+        nats_token: Option<Secret> = None, example r#""a long random text""#;
+        /// A file of credentials (`.creds`) instead.
+        nats_credentials: Option<PathBuf> = None, example r#""/etc/waxwing/nats.creds""#;
+        /// A file of the certificate authorities, PEM, that are trusted for NATS instead of the system's.
+        nats_ca: Option<PathBuf> = None, example r#""/etc/waxwing/nats-ca.pem""#;
+        /// The certificate, PEM, with which this node shows NATS who it is.
+        nats_certificate: Option<PathBuf> = None, example r#""/etc/waxwing/nats-client.pem""#;
+        /// The private key of that certificate, PEM.
+        nats_key: Option<PathBuf> = None, example r#""/etc/waxwing/nats-client.key""#;
     }
 
     /// Where the server listens.

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod cli;
+mod cluster;
 pub mod config;
 pub mod data_dir;
 mod doctor;

@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// How long requests may go on after the signal to stop. Long polls end at once.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// A database that does not answer is not waited for: the others see that this node is gone when its leases run out.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Serves until a signal says to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let signals = Signals::new()?;
@@ -148,6 +151,7 @@ impl Node {
             if failure.is_none() { Duration::from_secs(self.config.drain_seconds) } else { Duration::ZERO };
         let stopping = async {
             self.health.drain();
+            self.leave().await;
             // Whoever shares requests out sees that this node is going, and sends them to others.
             tokio::time::sleep(drain).await;
             self.stop().await;
@@ -158,6 +162,15 @@ impl Node {
             () = signals.again() => tracing::warn!("stopped without waiting for requests"),
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Others take over what this node has leases of.
+    async fn leave(&self) {
+        match tokio::time::timeout(LEAVING, self.app.store().leave_cluster()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the other nodes could not be told that this one goes"),
+            Err(_) => tracing::warn!("the other nodes could not be told that this one goes: no answer"),
+        }
     }
 
     async fn reload(&self) {

@@ -73,7 +73,8 @@ pub struct App {
 /// Opens the database, brings it to the newest schema, and gathers what every service needs. `waxwing user` and
 /// `waxwing audit` start here too, beside a running server or without one.
 pub async fn core(config: &Config, key: KeyPair) -> anyhow::Result<Core> {
-    let store = Store::open(config.database_url().expose())
+    let nats = crate::cluster::nats(config)?;
+    let store = Store::open_with(config.database_url().expose(), nats)
         .await
         .with_context(|| format!("cannot open the database {}", config.database_shown()))?;
     let before = key.id();

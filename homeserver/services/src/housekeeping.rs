@@ -39,6 +39,8 @@ pub struct Forgotten {
     pub media: Tidied,
     /// Notes of what goes to other servers.
     pub outgoing: u64,
+    /// Rows of the log.
+    pub log_rows: u64,
     /// Rooms whose events were given their place in the auth graph.
     pub placed: u64,
 }
@@ -96,9 +98,10 @@ impl Housekeeping {
         let requests = self.forget_requests(now).await?;
         let message_ids = self.to_device.prune().await?;
         let outgoing = prune_outgoing(&self.core).await?;
+        let log_rows = self.core.store.log_trim(now).await?;
         let media = self.media.tidy().await?;
         let placed = self.fill_graphs().await?;
-        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing, placed }))
+        Ok(Some(Forgotten { answers, requests, message_ids, media, outgoing, log_rows, placed }))
     }
 
     /// Rooms of an older database get their auth graph before it is needed. What was done stays done, wherever it is

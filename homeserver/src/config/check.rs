@@ -134,6 +134,7 @@ pub fn values(config: &Config) -> Result<(), ConfigError> {
         return invalid("media.max_upload_bytes", "must be greater than 0".to_owned());
     }
     media(config)?;
+    cluster(config)?;
     // The least that Argon2 takes for one lane.
     if config.password.memory_kib < 8 || config.password.iterations < 1 {
         return invalid("password", "needs `memory_kib` >= 8 and `iterations` >= 1".to_owned());
@@ -169,6 +170,25 @@ fn people(config: &Config) -> Result<(), ConfigError> {
     if turn.uris.iter().any(|uri| !["turn:", "turns:", "stun:"].iter().any(|scheme| uri.starts_with(scheme)))
     {
         return invalid("turn.uris", "must begin with `turn:`, `turns:` or `stun:`");
+    }
+    Ok(())
+}
+
+fn cluster(config: &Config) -> Result<(), ConfigError> {
+    let invalid = |key: &str, reason: &str| {
+        Err(ConfigError::Invalid { key: key.to_owned(), reason: reason.to_owned() })
+    };
+    let cluster = &config.cluster;
+    if cluster.nats_user.is_some() != cluster.nats_password.is_some() {
+        return invalid("cluster", "`nats_user` and `nats_password` go together");
+    }
+    if cluster.nats_certificate.is_some() != cluster.nats_key.is_some() {
+        return invalid("cluster", "`nats_certificate` and `nats_key` go together");
+    }
+    // What would end a subject, or stand for others.
+    let wild = |c: char| c.is_whitespace() || c == '*' || c == '>';
+    if cluster.nats_subject.as_ref().is_some_and(|subject| subject.is_empty() || subject.contains(wild)) {
+        return invalid("cluster.nats_subject", "must not be empty, nor contain spaces, `*` or `>`");
     }
     Ok(())
 }

@@ -106,6 +106,7 @@ mod tests {
             registration_shared_secret: config.registration_shared_secret.clone(),
             appservices: config.appservices.clone(),
             tls: config.tls.clone(),
+            cluster: config.cluster.clone(),
             well_known: config.well_known.clone(),
             media: Media {
                 path: config.media.path.clone(),

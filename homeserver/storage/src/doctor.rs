@@ -10,10 +10,11 @@ statements! {
     HEAD = "SELECT COUNT(*), CAST(MIN(position) AS TEXT) FROM log_head WHERE position < (SELECT COALESCE(MAX(position), 0) FROM log)";
     LOWEST = "SELECT COUNT(*), MIN(event_id) FROM events WHERE sn < (SELECT lowest FROM log_head WHERE id = 1)";
     LOGGED = "SELECT COUNT(*), MIN(l.reference) FROM log l LEFT JOIN events e ON e.event_id = l.reference WHERE l.kind = 1 AND e.event_id IS NULL";
-    ANNOUNCED = "SELECT COUNT(*), MIN(e.event_id) FROM events e LEFT JOIN log l ON l.position = e.sn AND l.kind = 1 AND l.reference = e.event_id WHERE e.sn > 0 AND e.flags = 0 AND l.position IS NULL";
+    ANNOUNCED = "SELECT COUNT(*), MIN(e.event_id) FROM events e LEFT JOIN log l ON l.position = e.sn AND l.kind = 1 AND l.reference = e.event_id WHERE e.sn > COALESCE((SELECT position FROM log_cursors WHERE name = 'log-trimmed'), 0) AND e.flags = 0 AND l.position IS NULL";
     // An answer may outlive its event by two days where something was purged, which is remembered for two weeks.
     ANSWERED = "SELECT COUNT(*), MIN(t.response) FROM transactions t LEFT JOIN events e ON e.event_id = t.response WHERE t.response LIKE '$%' AND e.event_id IS NULL AND NOT EXISTS (SELECT 1 FROM purges)";
-    LETTERS = "SELECT COUNT(*), MIN(d.user_id) FROM to_device d LEFT JOIN log l ON l.position = d.position AND l.kind = 6 AND l.user_id = d.user_id WHERE l.position IS NULL";
+    LETTERS = "SELECT COUNT(*), MIN(d.user_id) FROM to_device d LEFT JOIN log l ON l.position = d.position AND l.kind = 6 AND l.user_id = d.user_id WHERE d.position > COALESCE((SELECT position FROM log_cursors WHERE name = 'log-trimmed'), 0) AND l.position IS NULL";
+    UNTRIMMED = "SELECT COUNT(*), CAST(MIN(position) AS TEXT) FROM log_cursors WHERE name = 'log-trimmed' AND position > (SELECT position FROM log_head WHERE id = 1)";
     MEMBERS = "SELECT COUNT(*), MIN(m.event_id) FROM members m JOIN rooms r ON r.room_id = m.room_id LEFT JOIN events e ON e.event_id = m.event_id WHERE m.membership = 'join' AND e.event_id IS NULL";
     RELATIONS = "SELECT COUNT(*), MIN(r.child_id) FROM relations r LEFT JOIN events e ON e.event_id = r.child_id WHERE e.event_id IS NULL";
     RECEIPTS = "SELECT COUNT(*), MIN(user_id) FROM receipts WHERE event_sn > (SELECT position FROM log_head WHERE id = 1)";
@@ -33,6 +34,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("live events that are not in the log", ANNOUNCED),
     ("requests answered with an event that is not there", ANSWERED),
     ("letters to devices that are not in the log", LETTERS),
+    ("rows of the log that went although they are yet to come", UNTRIMMED),
     ("joined members without their event", MEMBERS),
     ("relations of events that are not there", RELATIONS),
     ("receipts beyond the head of the log", RECEIPTS),

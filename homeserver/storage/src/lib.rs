@@ -31,6 +31,7 @@ mod inbound_transactions;
 mod keys;
 mod leases;
 mod leavings;
+mod level;
 mod log;
 mod media;
 mod media_cache;
@@ -59,6 +60,7 @@ mod rooms;
 mod search;
 mod server_keys;
 mod server_notices;
+mod sharing;
 mod signing_keys;
 mod sliding;
 mod sql;
@@ -73,6 +75,7 @@ mod thread_subscriptions;
 mod threepids;
 mod to_device;
 mod tokens;
+mod trim;
 mod tx;
 mod unfiled;
 mod url_previews;
@@ -82,6 +85,7 @@ pub use account_data::AccountDataEntry;
 pub use accounts::{DeviceRow, UserRow};
 pub use audit::ToDeviceEntry;
 pub use backups::{BackupKeyRow, BackupRow, BackupScope};
+pub use bus::{Nats, NatsError};
 pub use current::{JoinedRow, Now, RoomNow};
 pub use dehydrated::DehydratedRow;
 pub use delayed::DelayedRow;
@@ -188,6 +192,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("threepids", threepids::STATEMENTS),
     ("to_device", to_device::STATEMENTS),
     ("tokens", tokens::STATEMENTS),
+    ("trim", trim::STATEMENTS),
     ("accounts", accounts::STATEMENTS),
     ("registration", registration::STATEMENTS),
     ("unfiled", unfiled::STATEMENTS),

@@ -17,7 +17,7 @@ statements! {
     INSERT = "INSERT INTO log (position, kind, room_id, user_id, reference, data) VALUES $rows";
     RANGE = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
     RANGE_OF_USER = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE user_id = $1 AND kind <> 6 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
-    RANGE_OF_ROOM = "SELECT * FROM (SELECT position, kind, room_id, user_id, reference, data FROM log WHERE room_id = $1 AND kind <> 1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4) AS other UNION ALL SELECT * FROM (SELECT position, kind, room_id, user_id, reference, data FROM log WHERE kind = 1 AND position IN (SELECT sn FROM events WHERE room_id = $1 AND sn > $2 AND sn <= $3 ORDER BY sn LIMIT $4)) AS events ORDER BY 1 LIMIT $4";
+    RANGE_OF_ROOM = "SELECT * FROM (SELECT position, kind, room_id, user_id, reference, data FROM log WHERE room_id = $1 AND kind <> 1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4) AS other UNION ALL SELECT * FROM (SELECT e.sn AS position, CAST(1 AS SMALLINT) AS kind, e.room_id, l.user_id, e.event_id AS reference, l.data FROM events e LEFT JOIN log l ON l.position = e.sn WHERE e.room_id = $1 AND e.sn > $2 AND e.sn <= $3 AND (l.position IS NULL OR l.kind = 1) ORDER BY e.sn LIMIT $4) AS events ORDER BY 1 LIMIT $4";
     NOTES = "SELECT position, data FROM log WHERE kind = 1 AND data IS NOT NULL AND position IN ($list)";
     RANGE_OF_KIND = "SELECT position, kind, room_id, user_id, reference, data FROM log WHERE kind = $1 AND position > $2 AND position <= $3 ORDER BY position LIMIT $4";
 }
@@ -244,7 +244,8 @@ impl Conn {
         found.into_iter().map(decode).collect()
     }
 
-    /// Like [`Conn::log_range`], the rows that name `room`.
+    /// Like [`Conn::log_range`], the rows that name `room`. Those of events are found through the events: old ones are not in the
+    /// log any more.
     pub async fn log_range_of_room(
         &mut self,
         room: &ruma::RoomId,

@@ -49,6 +49,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     200 "0200_auth_graph",
     220 "0220_key_batches",
     221 "0221_to_device_filed",
+    230 "0230_log_ages",
 ];
 
 /// The oldest program that works with the schema of this one, named by the newest migration that it knows. Nodes of two

@@ -1,15 +1,18 @@
 //! The store: one database, one writer of groups, one tail of the log.
 
 use crate::auth_graph::GraphCache;
+use crate::bus::{Lines, Nats};
 use crate::current::Current;
 use crate::engine::{Conn, Engine, Pools};
 use crate::erased::ErasedUsers;
 use crate::error::{StoreError, StoreResult};
 use crate::events::StoredEvent;
 use crate::group::{self, Answer, Job, Needs, QUEUE_LIMIT};
+use crate::level::Ends;
 use crate::log::LogRow;
 use crate::outgoing::ServerSet;
 use crate::repeats::Repeats;
+use crate::sharing::Sharing;
 use crate::state::{NodeCache, StateReader};
 use crate::tail::Tail;
 use crate::tx::Tx;
@@ -78,6 +81,12 @@ pub(crate) struct Inner {
     pub committed: watch::Sender<()>,
     /// What nodes tell each other that is not in the log.
     pub whispers: Whispers,
+    /// Over which lines this node hears of what others have committed.
+    pub lines: Lines,
+    /// Questions where the log ends.
+    pub ends: Ends,
+    /// This node among others.
+    pub sharing: Sharing,
     /// Held while rows are added to the tail, so that they are added in order.
     publishing: Mutex<()>,
     /// When the database last answered.
@@ -100,6 +109,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`] for a database of a newer version, [`StoreError::Address`] for an unknown kind.
     pub async fn open(address: &str) -> StoreResult<Store> {
+        Store::open_with(address, None).await
+    }
+
+    /// The same with hints between nodes over NATS. They go there with PostgreSQL only: a file has one node.
+    pub async fn open_with(address: &str, nats: Option<Nats>) -> StoreResult<Store> {
         let pools = Pools::open(address).await?;
         crate::migrate::migrate(&pools).await?;
         let (repeats, unfiled) = (Repeats::default(), Unfiled::default());
@@ -128,13 +142,16 @@ impl Store {
             lookups: AtomicU64::new(0),
             committed: watch::Sender::new(()),
             whispers,
+            lines: Lines::new(nats.is_some()),
+            ends: Ends::default(),
+            sharing: Sharing::default(),
             publishing: Mutex::new(()),
             heard: parking_lot::Mutex::new(Instant::now()),
             gone_back: watch::Sender::new(false),
         });
         let (queue, jobs) = mpsc::channel(QUEUE_LIMIT);
         tokio::spawn(group::commit_groups(Arc::clone(&inner), jobs));
-        crate::bus::follow(&inner, to_whisper);
+        crate::bus::follow(&inner, to_whisper, nats);
         Ok(Store { inner, queue })
     }
 
@@ -314,12 +331,15 @@ impl Inner {
 
     /// Adds the rows of a committed group to the tail; those of other nodes that come before them first.
     pub(crate) async fn publish(&self, rows: Vec<LogRow>) {
-        let Some(first) = rows.first().map(|row| row.position) else { return };
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
+        let (first, last) = (first.position, last.position);
         let _in_order = self.publishing.lock().await;
         let head = self.tail.head();
         if first == head.next() {
             self.append(rows);
-        } else if let Err(error) = self.read_upto(None).await {
+        } else if last > head
+            && let Err(error) = self.read_upto(None).await
+        {
             tracing::warn!(%error, "cannot follow the log; trying again at the next hint");
         }
         // Only now: a hint says how far this node has come. Those of other nodes' rows are theirs to give.
@@ -328,6 +348,15 @@ impl Inner {
 
     pub(crate) async fn catch_up(&self) -> StoreResult<()> {
         let _in_order = self.publishing.lock().await;
+        self.read_upto(None).await
+    }
+
+    /// The same, unless `position` was reached while others were reading.
+    pub(crate) async fn catch_up_to(&self, position: LogPosition) -> StoreResult<()> {
+        let _in_order = self.publishing.lock().await;
+        if self.tail.head() >= position {
+            return Ok(());
+        }
         self.read_upto(None).await
     }
 
@@ -359,6 +388,11 @@ impl Inner {
                 && !rows.remove(0).says_the_same_as(&known)
             {
                 return Err(self.lacks(head));
+            }
+            let last = rows.last().map_or(upto, |row| row.position);
+            if last.0 - head.0 != rows.len() as i64 && conn.log_trimmed().await? > head {
+                // This node was away for so long that what it has not read is gone.
+                return Err(self.lacks(head.next()));
             }
             if rows.is_empty() {
                 return Ok(());

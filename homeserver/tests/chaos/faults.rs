@@ -3,8 +3,9 @@
 use super::balancer::Balancer;
 use super::cluster::Cluster;
 use super::people::{People, Person};
-use super::wire::{Line, Wire};
+use super::wire::{Line, Protocol, Wire};
 use crate::harness::dice::Dice;
+use crate::nats_server::NatsServer;
 use crate::node::{Node, say};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -40,6 +41,12 @@ pub enum Fault {
     FailOver,
     /// Each node in turn is told to stop, and started again.
     Rolling,
+    /// The same, and from then on hints go over NATS.
+    ToNats,
+    CutFromNats(usize),
+    SilentNats(usize),
+    /// NATS is gone, and comes back.
+    NatsAway,
 }
 
 impl Fault {
@@ -59,9 +66,23 @@ impl Fault {
         Fault::FailOver,
     ];
 
+    /// The ones that every run has after those, with hints over NATS.
+    pub const OVER_NATS: [Fault; 6] = [
+        Fault::ToNats,
+        Fault::CutFromNats(0),
+        Fault::SilentNats(1),
+        Fault::NatsAway,
+        Fault::Kill(2),
+        Fault::CutFromDatabase(0),
+    ];
+
+    fn is_of_nats(self) -> bool {
+        matches!(self, Fault::ToNats | Fault::CutFromNats(_) | Fault::SilentNats(_) | Fault::NatsAway)
+    }
+
     pub fn any(dice: &Dice) -> Fault {
         let node = dice.below(NODES as u64) as usize;
-        match dice.below(12) {
+        match dice.below(15) {
             0..=2 => Fault::Kill(node),
             3 | 4 => Fault::Pause(node),
             5 => Fault::CutFromDatabase(node),
@@ -70,6 +91,9 @@ impl Fault {
             8 => Fault::Restart,
             9 => Fault::Crash,
             10 => Fault::FailOver,
+            11 => Fault::CutFromNats(node),
+            12 => Fault::SilentNats(node),
+            13 => Fault::NatsAway,
             _ => Fault::Rolling,
         }
     }
@@ -83,6 +107,8 @@ pub struct World {
     pub balancer: Balancer,
     nodes: Vec<Node>,
     wires: Vec<Wire>,
+    nats_wires: Vec<Wire>,
+    nats: Option<NatsServer>,
     cluster: Cluster,
     dice: Arc<Dice>,
     /// Seconds until leased work went on after a node was lost.
@@ -95,9 +121,16 @@ impl World {
     /// Starts everything in `folder`.
     pub async fn start(folder: &Path, dice: Arc<Dice>) -> World {
         let cluster = tokio::task::block_in_place(|| Cluster::start(folder));
-        let (mut nodes, mut wires) = (Vec::new(), Vec::new());
+        let (mut nodes, mut wires, mut nats_wires) = (Vec::new(), Vec::new(), Vec::new());
+        let mut nats = NatsServer::new(&[]);
+        if let Some(server) = &mut nats {
+            server.start();
+        }
         for number in 0..NODES {
-            let wire = Wire::start(cluster.port(), Arc::clone(&dice)).await;
+            let wire = Wire::start(Protocol::Postgres, cluster.port(), Arc::clone(&dice)).await;
+            if let Some(server) = &nats {
+                nats_wires.push(Wire::start(Protocol::Nats, server.port, Arc::clone(&dice)).await);
+            }
             let settings = [
                 format!("database={}", Cluster::url(wire.port)),
                 format!("media.path={}", folder.join("media").display()),
@@ -118,7 +151,8 @@ impl World {
             wires.push(wire);
         }
         let balancer = Balancer::start(nodes.iter().map(Node::client_url).collect()).await;
-        World { balancer, nodes, wires, cluster, dice, recoveries: Vec::new(), failed_while_rolling: 0 }
+        let recoveries = Vec::new();
+        World { balancer, nodes, wires, nats_wires, nats, cluster, dice, recoveries, failed_while_rolling: 0 }
     }
 
     /// What `waxwing doctor` says.
@@ -132,13 +166,17 @@ impl World {
 
     /// Does it, waits until it is over, and lets everybody take a breath.
     pub async fn suffer(&mut self, fault: Fault, people: &Arc<People>) {
+        if self.nats.is_none() && fault.is_of_nats() {
+            return;
+        }
         let began = Instant::now();
-        if fault == Fault::Rolling {
+        let rolls = matches!(fault, Fault::Rolling | Fault::ToNats);
+        if rolls {
             // Polls that were broken off before have failed by then, and do not count.
             tokio::time::sleep(Duration::from_secs(9)).await;
         }
         let failed = people.tally.failed.load(Ordering::Relaxed);
-        for wire in &self.wires {
+        for wire in self.wires.iter().chain(&self.nats_wires) {
             wire.mangle_hints(self.dice.below(2) == 0);
         }
         match fault {
@@ -148,9 +186,12 @@ impl World {
                 tokio::time::sleep(LONG).await;
                 self.nodes[node].signal("CONT").await;
             }
-            Fault::CutFromDatabase(node) => self.line(node, Line::Cut).await,
-            Fault::SilentDatabase(node) => self.line(node, Line::Silent).await,
-            Fault::CutFromBus(node) => self.line(node, Line::NoBus).await,
+            Fault::CutFromDatabase(node) => line(&self.wires[node], Line::Cut).await,
+            Fault::SilentDatabase(node) => line(&self.wires[node], Line::Silent).await,
+            Fault::CutFromBus(node) => line(&self.wires[node], Line::NoBus).await,
+            Fault::CutFromNats(node) => line(&self.nats_wires[node], Line::Cut).await,
+            Fault::SilentNats(node) => line(&self.nats_wires[node], Line::Silent).await,
+            Fault::NatsAway => self.without_nats().await,
             Fault::Restart => tokio::task::block_in_place(|| self.cluster.restart("fast")),
             Fault::Crash => tokio::task::block_in_place(|| self.cluster.restart("immediate")),
             Fault::FailOver => {
@@ -159,19 +200,21 @@ impl World {
                 tokio::time::sleep(REST).await;
                 tokio::task::block_in_place(|| self.cluster.mend());
             }
-            Fault::Rolling => {
-                for node in &mut self.nodes {
-                    node.stop().await;
-                    node.start().await;
-                    // The balancer has seen it before the next one goes.
-                    tokio::time::sleep(Duration::from_millis(600)).await;
+            Fault::ToNats => {
+                for (node, wire) in self.nodes.iter_mut().zip(&self.nats_wires) {
+                    node.set(format!("cluster.nats=nats://127.0.0.1:{}", wire.port));
+                }
+                self.roll().await;
+                for node in &self.nodes {
+                    assert!(node.logged().contains("hints go over NATS"), "{}", node.logged());
                 }
             }
+            Fault::Rolling => self.roll().await,
         }
         let over = Instant::now();
         tokio::time::sleep(REST).await;
         let failed = people.tally.failed.load(Ordering::Relaxed) - failed;
-        if fault == Fault::Rolling {
+        if rolls {
             self.failed_while_rolling += failed;
         }
         let gap = longest_silence(people, began);
@@ -186,10 +229,20 @@ impl World {
         }
     }
 
-    async fn line(&mut self, node: usize, line: Line) {
-        self.wires[node].set(line);
+    async fn roll(&mut self) {
+        for node in &mut self.nodes {
+            node.stop().await;
+            node.start().await;
+            // The balancer has seen it before the next one goes.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+        }
+    }
+
+    async fn without_nats(&mut self) {
+        let Some(server) = &mut self.nats else { return };
+        server.kill();
         tokio::time::sleep(LONG).await;
-        self.wires[node].set(Line::Open);
+        tokio::task::block_in_place(|| server.start());
     }
 
     /// An event waits to be sent until long after the end, so that one node always has the lease of that.
@@ -229,6 +282,13 @@ impl World {
         self.recoveries.push(due.elapsed().as_secs_f64());
         self.nodes[node].start().await;
     }
+}
+
+/// Does something to a line for a while.
+async fn line(wire: &Wire, line: Line) {
+    wire.set(line);
+    tokio::time::sleep(LONG).await;
+    wire.set(Line::Open);
 }
 
 /// For how long nobody's event was acknowledged since `began`.

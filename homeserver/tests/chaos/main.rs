@@ -1,6 +1,7 @@
 //! Three nodes over one PostgreSQL with a replica, behind a round-robin, and people who use them while everything fails
 //! that can: nodes are killed, stopped, cut off from the database and from each other; the database is restarted, crashes
-//! and fails over. In the end nothing that was acknowledged may be missing, or there twice.
+//! and fails over; then hints go over NATS, which fails too. In the end nothing that was acknowledged may be missing, or
+//! there twice.
 //!
 //! `WAXWING_CHAOS_MINUTES=120 cargo test -p waxwing --test chaos` goes on for two hours. `WAXWING_CHAOS_SEED` repeats the
 //! choices of a run (not its timing), `WAXWING_CHAOS_PEOPLE` and `WAXWING_CHAOS_RATE` say how many people there are and
@@ -11,6 +12,8 @@ mod cluster;
 mod faults;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../e2e/nats_server.rs"]
+mod nats_server;
 #[path = "../e2e/node.rs"]
 #[expect(dead_code, reason = "these tests need a part of what the end-to-end tests need")]
 mod node;
@@ -55,7 +58,7 @@ async fn whatever_fails_what_was_acknowledged_is_there_once() {
     }
     world.keep_a_lease(&people).await;
     let until = Instant::now() + Duration::from_secs_f64(number("WAXWING_CHAOS_MINUTES", 0.0) * 60.0);
-    for fault in Fault::EACH {
+    for fault in Fault::EACH.into_iter().chain(Fault::OVER_NATS) {
         world.suffer(fault, &people).await;
     }
     while Instant::now() < until {

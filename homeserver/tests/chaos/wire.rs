@@ -1,4 +1,4 @@
-//! The line between one node and the database: it can be cut, fall silent, lead elsewhere, and mistreat hints.
+//! The line between one node and the database, or NATS: it can be cut, fall silent, lead elsewhere, and mistreat hints.
 
 use crate::harness::dice::Dice;
 use crate::node::free_port;
@@ -22,8 +22,16 @@ pub enum Line {
     NoBus,
 }
 
+/// What is spoken on a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Postgres,
+    Nats,
+}
+
 /// What all connections of a line share.
 struct Shared {
+    protocol: Protocol,
     line: watch::Receiver<Line>,
     target: AtomicU16,
     dice: Arc<Dice>,
@@ -39,12 +47,13 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A line to the database at `target`.
-    pub async fn start(target: u16, dice: Arc<Dice>) -> Wire {
+    /// A line to what listens at `target`.
+    pub async fn start(protocol: Protocol, target: u16, dice: Arc<Dice>) -> Wire {
         let port = free_port();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let (line, watched) = watch::channel(Line::Open);
-        let shared = Shared { line: watched, target: target.into(), dice, mangles: AtomicBool::new(false) };
+        let mangles = AtomicBool::new(false);
+        let shared = Shared { protocol, line: watched, target: target.into(), dice, mangles };
         let shared = Arc::new(shared);
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Wire { port, line, shared, task }
@@ -86,7 +95,8 @@ async fn connect(near: TcpStream, shared: Arc<Shared>) {
         return;
     };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let carries_hints = Arc::new(AtomicBool::new(false));
+    // NATS carries nothing else.
+    let carries_hints = Arc::new(AtomicBool::new(shared.protocol == Protocol::Nats));
     let (near_in, near_out) = near.into_split();
     let (far_in, far_out) = far.into_split();
     tokio::select! {
@@ -151,7 +161,7 @@ async fn answer(
         speaks(&mut line).await;
         let mangles = hints.load(Ordering::Relaxed) && shared.mangles.load(Ordering::Relaxed);
         let written = if mangles || !frames.is_empty() {
-            to.write_all(&frames.mangled(&buffer[..count], mangles, &shared.dice)).await
+            to.write_all(&frames.mangled(shared.protocol, &buffer[..count], mangles, &shared.dice)).await
         } else {
             to.write_all(&buffer[..count]).await
         };
@@ -161,34 +171,48 @@ async fn answer(
     }
 }
 
-/// The server's messages: a letter, four bytes of length, content.
+/// The server's messages. PostgreSQL: a letter, four bytes of length, content. NATS: a line, and after one that begins with
+/// `MSG` and ends with a length so many bytes and an end of line.
 #[derive(Default)]
 struct Frames {
     rest: Vec<u8>,
     held: Option<Vec<u8>>,
 }
 
-impl Frames {
-    const NOTIFICATION: u8 = b'A';
+impl Protocol {
+    /// How long the first message is, when it is whole, and whether it is a hint.
+    fn first(self, bytes: &[u8]) -> Option<(usize, bool)> {
+        let (length, hint) = match self {
+            Protocol::Postgres => {
+                let length = bytes.get(1..5)?;
+                let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]);
+                (length as usize + 1, bytes[0] == b'A')
+            }
+            Protocol::Nats => {
+                let line = bytes.windows(2).position(|end| end == b"\r\n")? + 2;
+                let text = String::from_utf8_lossy(&bytes[..line - 2]);
+                match text.strip_prefix("MSG ").and_then(|rest| rest.rsplit(' ').next()) {
+                    Some(payload) => (line + payload.parse::<usize>().expect("a length") + 2, true),
+                    None => (line, false),
+                }
+            }
+        };
+        (bytes.len() >= length).then_some((length, hint))
+    }
+}
 
+impl Frames {
     fn is_empty(&self) -> bool {
         self.rest.is_empty() && self.held.is_none()
     }
 
-    /// The same messages, but for notifications, of which some are dropped, repeated, or kept for later.
-    fn mangled(&mut self, came: &[u8], mangles: bool, dice: &Dice) -> Vec<u8> {
+    /// The same messages, but for hints, of which some are dropped, repeated, or kept for later.
+    fn mangled(&mut self, protocol: Protocol, came: &[u8], mangles: bool, dice: &Dice) -> Vec<u8> {
         self.rest.extend_from_slice(came);
         let mut out = Vec::with_capacity(self.rest.len());
-        while let Some(length) = self
-            .rest
-            .get(1..5)
-            .map(|bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
-        {
-            if self.rest.len() <= length {
-                break;
-            }
-            let frame: Vec<u8> = self.rest.drain(..=length).collect();
-            if frame[0] != Self::NOTIFICATION || !mangles {
+        while let Some((length, hint)) = protocol.first(&self.rest) {
+            let frame: Vec<u8> = self.rest.drain(..length).collect();
+            if !hint || !mangles {
                 out.extend(frame);
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use crate::harness::dice::Dice;
 use crate::harness::http::{Account, Tally, client, mark_of, sealed};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ const UPLOADERS: usize = 9;
 const ROOMS: usize = 6;
 /// Keys that are uploaded when there are none.
 const KEYS: u64 = 20;
+/// Questions at a time, when what was acknowledged is looked up.
+const AT_ONCE: usize = 16;
 /// A file: several parts on its way.
 const FILE: usize = 100_000;
 
@@ -217,18 +220,21 @@ impl Load {
             let book = self.book.lock();
             (book.newest.clone(), book.newest_files.clone())
         };
-        for (room, id) in events {
-            let path =
-                format!("/_matrix/client/v3/rooms/{}/event/{}", self.rooms[room], id.replace('$', "%24"));
-            let found = self.people[room].sure(Method::GET, &path, &Value::Null).await;
-            assert_eq!(found["event_id"], id);
+        for some in events.chunks(AT_ONCE) {
+            join_all(some.iter().map(|(room, id)| self.check_event(*room, id))).await;
         }
-        for (number, mover) in self.movers.iter().enumerate() {
-            self.check_mover(number, &mut *mover.lock().await).await;
-        }
-        for file in files {
-            self.check_file(&file).await;
-        }
+        let movers = self.movers.iter().enumerate();
+        join_all(
+            movers.map(async |(number, mover)| self.check_mover(number, &mut *mover.lock().await).await),
+        )
+        .await;
+        self.check_files(&files).await;
+    }
+
+    async fn check_event(&self, room: usize, id: &str) {
+        let path = format!("/_matrix/client/v3/rooms/{}/event/{}", self.rooms[room], id.replace('$', "%24"));
+        let found = self.people[room].sure(Method::GET, &path, &Value::Null).await;
+        assert_eq!(found["event_id"], id);
     }
 
     async fn check_mover(&self, number: usize, mover: &mut Mover) {
@@ -252,6 +258,12 @@ impl Load {
             mover.is = mover.may_be.take().unwrap();
         } else {
             panic!("{user}: {found:?} is neither {:?} nor {:?}", mover.is, mover.may_be);
+        }
+    }
+
+    async fn check_files(&self, addresses: &[String]) {
+        for some in addresses.chunks(AT_ONCE) {
+            join_all(some.iter().map(|address| self.check_file(address))).await;
         }
     }
 
@@ -289,9 +301,7 @@ impl Load {
         for (mark, id) in said {
             assert_eq!(there.get(&mark), Some(&vec![id]), "{mark} was acknowledged");
         }
-        for file in files {
-            self.check_file(&file).await;
-        }
+        self.check_files(&files).await;
     }
 
     /// What was done.

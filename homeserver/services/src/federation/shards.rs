@@ -94,7 +94,7 @@ impl Shards {
 
     async fn take(&self, now: u64) -> Result<BTreeMap<u64, i64>, StoreError> {
         let names = (0..SHARDS).map(lease_name).collect();
-        let taken = self.core.store.leases_take(names, Arc::clone(&self.owner), now, LEASE_LASTS).await?;
+        let taken = self.core.store.leases_share(names, Arc::clone(&self.owner), now, LEASE_LASTS).await?;
         let taken: BTreeMap<String, i64> = taken.into_iter().collect();
         let epoch = |shard| taken.get(&lease_name(shard)).map(|epoch| (shard, *epoch));
         Ok((0..SHARDS).filter_map(epoch).collect())

@@ -32,7 +32,7 @@ impl Lease {
             return Ok(true);
         }
         let now = self.core.now();
-        let epoch = self.core.store.lease_take(NAME, &self.owner, now, LEASE_LASTS).await?;
+        let epoch = self.core.store.lease_share(NAME, &self.owner, now, LEASE_LASTS).await?;
         *self.epoch.lock() = epoch;
         Ok(epoch.is_some())
     }

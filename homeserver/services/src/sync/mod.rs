@@ -45,6 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use waxwing_model::LogPosition;
 use waxwing_storage::StoreError;
 
 /// A poll waits no longer than this, whatever the client asks: connections are cut by others after about that time.
@@ -148,15 +149,11 @@ impl Sync {
         let started = Instant::now();
         let deadline = started + request.timeout.min(MAX_TIMEOUT);
         let follower = self.notifier.follow(&request.viewer.user);
-        if let Some(since) = &request.since {
-            self.notifier.reach(since.position, started + CATCH_UP).await;
+        let since = request.since.as_ref();
+        Box::pin(self.take_in(since.map(|since| since.position), started + CATCH_UP)).await?;
+        if let Some(since) = since {
             Box::pin(self.acknowledge_to_device(&request.viewer, since.to_device)).await?;
-        } else {
-            // What other nodes wrote shows too, where there is no position to wait for.
-            Box::pin(self.core.store.catch_up()).await?;
         }
-        // What was written before this request came shows in its answer.
-        self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;
         loop {
             let wakes = follower.wakes();
             // On the heap, and gone while the client waits: thousands wait at a time.
@@ -174,5 +171,21 @@ impl Sync {
                 return Ok(answer);
             }
         }
+    }
+
+    /// What was written before a request came, at this node or another, shows in its answer; and what lies before the
+    /// position that the client brings is here. Asked once for each request: one that waits hears of what comes later.
+    async fn take_in(&self, since: Option<LogPosition>, deadline: Instant) -> Result<(), StoreError> {
+        let store = &self.core.store;
+        match since {
+            None => store.catch_up().await?,
+            // A position beyond the end of the log is of no log of this server's: it is not waited for.
+            Some(since) if store.level(deadline).await.is_none() => {
+                self.notifier.reach(since, deadline).await;
+            }
+            Some(_) => {}
+        }
+        self.notifier.reach(store.tail().head(), deadline).await;
+        Ok(())
     }
 }

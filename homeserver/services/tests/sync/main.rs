@@ -2,6 +2,7 @@
 
 mod growth;
 mod sliding;
+mod trimmed;
 
 use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};

@@ -11,6 +11,7 @@ mod outgoing;
 mod partial;
 mod repeated;
 mod sends;
+mod sharing;
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;

@@ -110,7 +110,7 @@ impl Worker {
 
     async fn take_lease(&self) -> StoreResult<Option<i64>> {
         let core = &self.shared.core;
-        core.store.lease_take(&self.lease(), &self.shared.owner, core.now(), LEASE_LASTS).await
+        core.store.lease_share(&self.lease(), &self.shared.owner, core.now(), LEASE_LASTS).await
     }
 
     async fn give_back(&self) -> StoreResult<()> {

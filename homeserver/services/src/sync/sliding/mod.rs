@@ -82,16 +82,10 @@ impl Sync {
         let mut deadline =
             started + if pos.is_some() { request.timeout.min(MAX_TIMEOUT) } else { Duration::ZERO };
         let follower = self.notifier.follow(&request.viewer.user);
-        match &pos {
-            Some(pos) => self.notifier.reach(pos.position, started + CATCH_UP).await,
-            // What other nodes wrote shows too, where there is no position to wait for.
-            None => Box::pin(self.core.store.catch_up()).await?,
-        }
+        Box::pin(self.take_in(pos.as_ref().map(|pos| pos.position), started + CATCH_UP)).await?;
         if let Some(rule) = &request.extensions.to_device {
             Box::pin(self.acknowledge_to_device(&request.viewer, rule.since)).await?;
         }
-        // What was written before this request came shows in its answer.
-        self.notifier.reach(self.core.store.tail().head(), started + CATCH_UP).await;
         let v3 = v3_request(request, pos.as_ref());
         loop {
             let wakes = follower.wakes();
