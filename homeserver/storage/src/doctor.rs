@@ -21,6 +21,7 @@ statements! {
     TOKENS = "SELECT COUNT(*), MIN(t.user_id) FROM access_tokens t LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id WHERE t.device_id IS NOT NULL AND d.device_id IS NULL";
     DEVICES = "SELECT COUNT(*), MIN(d.user_id) FROM devices d LEFT JOIN users u ON u.user_id = d.user_id WHERE u.user_id IS NULL";
     FILES = "SELECT COUNT(*), MIN(m.media_id) FROM media m JOIN media_garbage g ON g.object = m.object";
+    USES = "SELECT COUNT(*), MIN(u.event_id) FROM media_uses u LEFT JOIN events e ON e.event_id = u.event_id WHERE e.event_id IS NULL";
     IN_ROOM = "SELECT user_id, event_id FROM members WHERE room_id = $1";
 }
 
@@ -39,6 +40,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("access tokens of devices that are not there", TOKENS),
     ("devices of accounts that are not there", DEVICES),
     ("files that are garbage at the same time", FILES),
+    ("files named by events that are not there", USES),
 ];
 
 /// What a question found.

@@ -46,6 +46,8 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     110 "0110_transactions_by_time",
     140 "0140_outgoing_edus",
     170 "0170_fewer_indexes",
+    210 "0210_media_uses",
+    211 "0211_partial_progress",
 ];
 
 /// The oldest program that works with the schema of this one, named by the newest migration that it knows. Nodes of two

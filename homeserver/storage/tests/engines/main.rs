@@ -4,6 +4,7 @@
 mod away;
 mod claims;
 mod hints;
+mod media;
 mod migrations;
 mod outgoing;
 mod partial;
