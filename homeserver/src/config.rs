@@ -202,6 +202,10 @@ settings! {
         remote_cache_bytes: u64 = 10 * 1024 * 1024 * 1024;
         /// Days for which a file of another server is kept that nobody looks at.
         remote_cache_days: u32 = 90;
+        /// Days after which a file of this server's people is deleted that nobody has looked at, and that nothing names
+        /// which the server can read: avatars and files in messages that it can read stay, files in encrypted messages
+        /// go. Unset: never.
+        unused_days: Option<u32> = None, example "365";
         /// How the store of `media.store` is reached.
         s3: S3 = S3::default();
     }
@@ -245,6 +249,11 @@ settings! {
         max_days: Option<u64> = None, example "3650";
         /// How often rooms are looked through, in hours.
         every_hours: u64 = 24;
+        /// Whether files of this server's people are deleted that nothing names which the server can read, those in
+        /// encrypted messages, when they are older than any room keeps messages and nobody has looked at them for as
+        /// long. Where one room keeps messages for ever, none is. Files that a deleted message named are deleted with it
+        /// in any case.
+        media: bool = true;
     }
 
     /// Push notifications.

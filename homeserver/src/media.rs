@@ -26,6 +26,16 @@ pub enum MediaCommand {
         /// An address (mxc://server/id), or a user of this server
         what: String,
     },
+    /// Keep a file whatever the rules say, and out of a quarantine of everything that its uploader has here
+    Protect {
+        /// An address (mxc://server/id)
+        what: String,
+    },
+    /// End a protection
+    Unprotect {
+        /// An address (mxc://server/id)
+        what: String,
+    },
     /// Remove a file for good
     Remove {
         /// An address (mxc://server/id), or a user of this server for everything that they uploaded
@@ -51,6 +61,14 @@ pub async fn run(config: &Config, command: MediaCommand) -> anyhow::Result<()> {
         MediaCommand::Release { what } => {
             let changed = quarantine(&media, &core, &what, false).await?;
             writeln!(out, "{changed} files are served again")?;
+        }
+        MediaCommand::Protect { what } => {
+            protect(&media, &core, &what, true).await?;
+            writeln!(out, "protected")?;
+        }
+        MediaCommand::Unprotect { what } => {
+            protect(&media, &core, &what, false).await?;
+            writeln!(out, "no longer protected")?;
         }
         MediaCommand::Remove { what } => match target(&core, &what)? {
             Target::File(server, id) => {
@@ -92,6 +110,15 @@ async fn quarantine(media: &Media, core: &Core, what: &str, on: bool) -> anyhow:
             media.quarantine(&server, &id, on).await.with_context(|| format!("there is no file {what}"))
         }
         Target::User(user) => Ok(media.quarantine_user(&user, on).await?),
+    }
+}
+
+async fn protect(media: &Media, core: &Core, what: &str, on: bool) -> anyhow::Result<()> {
+    match target(core, what)? {
+        Target::File(server, id) => {
+            media.protect(&server, &id, on).await.with_context(|| format!("there is no file {what}"))
+        }
+        Target::User(_) => bail!("{what} is no file"),
     }
 }
 
@@ -148,6 +175,8 @@ fn settings(config: &Config) -> MediaSettings {
         freeze_unauthenticated: media.freeze_unauthenticated,
         remote_cache_bytes: media.remote_cache_bytes,
         remote_cache_age: Duration::from_hours(u64::from(media.remote_cache_days) * 24),
+        unused_age: media.unused_days.map(|days| Duration::from_hours(u64::from(days.max(1)) * 24)),
+        with_retention: config.retention.enabled && config.retention.media,
     }
 }
 

@@ -3,6 +3,7 @@
 mod queue;
 mod sender;
 mod slots;
+mod transaction;
 mod volatile;
 
 pub use queue::{CATCH_UP_AFTER, Next, Queue};

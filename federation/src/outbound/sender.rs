@@ -1,9 +1,7 @@
 use futures_util::FutureExt;
 use moka::sync::Cache;
 use parking_lot::Mutex;
-use rand::RngExt;
 use ruma::{OwnedServerName, ServerName};
-use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -12,22 +10,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use waxwing_model::{Clock, opaque_id};
+use waxwing_model::{Clock, chance};
 
 use super::queue::{Next, PERHAPS_OURS, Queue};
 use super::slots::{SLOW_AFTER, Slots};
+use super::transaction::{MAX_DURABLE_EDUS, MAX_EDUS, MAX_PDUS, Prepared};
 use super::volatile::{VolatileEdu, VolatileQueue};
 use crate::client::{Client, ClientError};
-use crate::ports::{Batch, BatchLimits, Outbox, PortResult};
+use crate::ports::{BatchLimits, Outbox, PortResult};
 
-/// PDUs in a transaction: <https://spec.matrix.org/v1.19/server-server-api/#transactions>.
-const MAX_PDUS: usize = 50;
-/// EDUs in a transaction.
-const MAX_EDUS: usize = 100;
-/// Of those, room kept for volatile ones, so that a long queue of to-device messages does not silence typing.
-const MAX_DURABLE_EDUS: usize = 80;
-/// Levels of nesting in an EDU; the transaction around it adds three.
-const MAX_EDU_DEPTH: usize = 100;
 /// Transactions to one destination before others get a turn.
 const TURN: usize = 20;
 /// The transaction being retried is kept in memory only while the wait is short: many dead destinations times 4 MB are
@@ -63,16 +54,6 @@ struct Destination {
     /// When it stands in which schedule.
     scheduled: Option<(u64, bool)>,
     heard: bool,
-}
-
-/// A transaction ready to be sent, again and again until it is accepted.
-#[derive(Clone)]
-struct Prepared {
-    txn_id: String,
-    body: Arc<RawValue>,
-    /// Absent when it holds only volatile data: such a one is not repeated.
-    upto: Option<i64>,
-    full: bool,
 }
 
 #[derive(Default)]
@@ -111,6 +92,14 @@ struct Inner {
     changed: Notify,
 }
 
+/// What the sender does next.
+enum Ready {
+    /// This destination's turn begins.
+    Serve { destination: OwnedServerName, catch_up: bool },
+    /// Nothing for so long, as far as can be told.
+    Wait(Option<Duration>),
+}
+
 /// How a turn ended.
 enum Turn {
     /// Nothing is left.
@@ -121,15 +110,6 @@ enum Turn {
     Failed { retry_after: Option<u64>, perhaps_ours: bool },
     /// The database did not answer.
     Postponed,
-}
-
-#[derive(Serialize)]
-struct Transaction<'a> {
-    origin: &'a ServerName,
-    origin_server_ts: u64,
-    pdus: Vec<&'a RawValue>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    edus: Vec<&'a RawValue>,
 }
 
 impl Sender {
@@ -205,8 +185,34 @@ impl Sender {
         while flying.join_next().await.is_some() {}
     }
 
+    /// One round of [`Sender::run`] for whoever drives it by hand: asks the outbox what waits, and serves each destination that
+    /// is due now, one after the other. Gives how many accepted what they were sent.
+    pub async fn serve_due(&self) -> usize {
+        self.inner.poll_outbox().await;
+        let mut accepted = 0;
+        while let Ready::Serve { destination, catch_up } = self.next_ready() {
+            accepted += usize::from(Arc::clone(&self.inner).serve(destination, catch_up).await);
+        }
+        accepted
+    }
+
     /// Starts what is due and has a place; gives how long until that changes by itself.
     fn start_ready(&self, flying: &mut JoinSet<()>) -> Option<Duration> {
+        loop {
+            match self.next_ready() {
+                Ready::Serve { destination, catch_up } => {
+                    let inner = Arc::clone(&self.inner);
+                    flying.spawn(async move {
+                        inner.serve(destination, catch_up).await;
+                    });
+                }
+                Ready::Wait(wait) => return wait,
+            }
+        }
+    }
+
+    /// The next destination that is due and has a place, which counts as begun.
+    fn next_ready(&self) -> Ready {
         let (now, moment) = (self.inner.clock.millis(), Instant::now());
         let mut state = self.inner.state.lock();
         let mut wait: Option<Duration> = None;
@@ -225,30 +231,19 @@ impl Sender {
                     break;
                 }
                 state.schedule(suspect).pop_first();
-                self.start(&mut state, destination, suspect, flying);
+                let Some(entry) = state.destinations.get_mut(&destination) else { continue };
+                entry.scheduled = None;
+                match entry.queue.next(now) {
+                    Next::Send { catch_up } => {
+                        self.inner.slots.lock().start(destination.clone(), suspect, moment);
+                        return Ready::Serve { destination, catch_up };
+                    }
+                    Next::Wait(_) => self.inner.reschedule(&mut state, &destination),
+                    Next::Idle => {}
+                }
             }
         }
-        wait
-    }
-
-    fn start(
-        &self,
-        state: &mut State,
-        destination: OwnedServerName,
-        suspect: bool,
-        flying: &mut JoinSet<()>,
-    ) {
-        let Some(entry) = state.destinations.get_mut(&destination) else { return };
-        entry.scheduled = None;
-        match entry.queue.next(self.inner.clock.millis()) {
-            Next::Send { catch_up } => {
-                self.inner.slots.lock().start(destination.clone(), suspect, Instant::now());
-                let inner = Arc::clone(&self.inner);
-                flying.spawn(async move { inner.serve(destination, catch_up).await });
-            }
-            Next::Wait(_) => self.inner.reschedule(state, &destination),
-            Next::Idle => {}
-        }
+        Ready::Wait(wait)
     }
 }
 
@@ -297,7 +292,7 @@ impl Inner {
             match state.destinations.get_mut(&destination) {
                 Some(entry) => entry.queue.wake(),
                 None => {
-                    let (now, chance) = (self.clock.millis(), rand::rng().random_range(0.0..1.0));
+                    let (now, chance) = (self.clock.millis(), chance());
                     let queue = Queue::resume(&found, now, chance);
                     let entry = Destination { queue, ..Destination::default() };
                     state.destinations.insert(destination.clone(), entry);
@@ -307,20 +302,21 @@ impl Inner {
         }
     }
 
-    /// One destination's turn: sends its transactions one after the other and enters the outcome.
-    async fn serve(self: Arc<Self>, destination: OwnedServerName, catch_up: bool) {
+    /// One destination's turn: sends its transactions one after the other and enters the outcome. Whether it accepted them.
+    async fn serve(self: Arc<Self>, destination: OwnedServerName, catch_up: bool) -> bool {
         let turn = AssertUnwindSafe(self.send_some(&destination, catch_up)).catch_unwind().await;
         // A bug must not leave a destination in flight for ever.
         let turn = turn.unwrap_or(Turn::Postponed);
+        let accepted = matches!(turn, Turn::Drained | Turn::More);
         if self.slots.lock().end(&destination, Instant::now()) {
             self.slow.insert(destination.clone(), ());
-        } else if matches!(turn, Turn::Drained | Turn::More) {
+        } else if accepted {
             self.slow.invalidate(&destination);
         }
-        let (now, chance) = (self.clock.millis(), rand::rng().random_range(0.0..1.0));
+        let (now, chance) = (self.clock.millis(), chance());
         let failed = {
             let mut state = self.state.lock();
-            let Some(entry) = state.destinations.get_mut(&destination) else { return };
+            let Some(entry) = state.destinations.get_mut(&destination) else { return accepted };
             match turn {
                 Turn::Drained => entry.queue.succeeded(!entry.volatile.is_empty()),
                 Turn::More => entry.queue.succeeded(true),
@@ -344,6 +340,7 @@ impl Inner {
             tracing::warn!(%destination, %error, "a failure could not be recorded");
         }
         self.changed.notify_one();
+        accepted
     }
 
     async fn send_some(&self, destination: &ServerName, catch_up: bool) -> Turn {
@@ -399,7 +396,7 @@ impl Inner {
         if batch.is_none() && volatile.is_empty() {
             return Ok(None);
         }
-        let prepared = self.write(batch, volatile);
+        let prepared = Prepared::of(&self.client.identity().server, self.clock.millis(), batch, volatile);
         if prepared.upto.is_some() {
             let mut state = self.state.lock();
             if let Some(entry) = state.destinations.get_mut(destination) {
@@ -407,31 +404,6 @@ impl Inner {
             }
         }
         Ok(Some(prepared))
-    }
-
-    fn write(&self, batch: Option<Batch>, volatile: Vec<Arc<RawValue>>) -> Prepared {
-        let full = batch
-            .as_ref()
-            .is_some_and(|batch| batch.pdus.len() >= MAX_PDUS || batch.edus.len() >= MAX_DURABLE_EDUS);
-        let (txn_id, pdus, mut edus, upto) = match batch {
-            Some(batch) => (batch.txn_id.to_string(), batch.pdus, batch.edus, Some(batch.upto)),
-            None => (opaque_id(16), Vec::new(), Vec::new(), None),
-        };
-        debug_assert!(
-            pdus.len() <= MAX_PDUS && edus.len() + volatile.len() <= MAX_EDUS,
-            "a batch beyond its limits"
-        );
-        edus.extend(volatile);
-        // Nobody could read the transaction, nor could we sign it: it would block the queue for ever.
-        edus.retain(|edu| is_shallow(edu.get()));
-        let transaction = Transaction {
-            origin: &self.client.identity().server,
-            origin_server_ts: self.clock.millis(),
-            pdus: pdus.iter().map(|pdu| &**pdu).collect(),
-            edus: edus.iter().map(|edu| &**edu).collect(),
-        };
-        let body = serde_json::value::to_raw_value(&transaction).expect("lists of JSON are JSON");
-        Prepared { txn_id, body: Arc::from(body), upto, full }
     }
 
     /// Whether a failure may come of our having been away: the other side could not fetch our key (`401`), or remembers
@@ -460,25 +432,6 @@ impl Inner {
         let mut state = self.state.lock();
         state.destinations.get_mut(destination).is_some_and(|entry| std::mem::take(&mut entry.heard))
     }
-}
-
-/// Whether JSON is nested little enough to be read inside a transaction: JSON parsers stop at 128 levels or so.
-fn is_shallow(json: &str) -> bool {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
-    for byte in json.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest <= MAX_EDU_DEPTH
 }
 
 /// What a `429` asks for.

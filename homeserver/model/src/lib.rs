@@ -5,13 +5,15 @@
 
 mod clock;
 mod event;
+mod mxc;
 mod position;
 mod random;
 
 pub use clock::Clock;
 pub use event::{Event, EventParseError};
+pub use mxc::{MediaKey, media_named};
 pub use position::LogPosition;
-pub use random::{device_id, opaque_id, repeat_ids, secret_token};
+pub use random::{chance, device_id, opaque_id, repeat_ids, secret_token};
 
 use ruma::events::StateEventType;
 

@@ -11,7 +11,7 @@ thread_local! {
     static REPEATED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
 }
 
-/// For simulations: the ids that [`opaque_id`] makes on this thread follow from `seed` from now on, so that a run can be
+/// For simulations: the ids that [`opaque_id`] makes and the numbers of [`chance`] on this thread follow from `seed` from now on, so that a run can be
 /// repeated. Secrets stay random.
 pub fn repeat_ids(seed: u64) {
     REPEATED.set(Some(StdRng::seed_from_u64(seed)));
@@ -22,6 +22,14 @@ pub fn opaque_id(length: usize) -> String {
     REPEATED.with_borrow_mut(|repeated| match repeated {
         Some(rng) => letters(rng, length),
         None => letters(&mut rand::rng(), length),
+    })
+}
+
+/// A number from 0 to 1 that spreads what many do at the same time; repeated like ids in simulations.
+pub fn chance() -> f64 {
+    REPEATED.with_borrow_mut(|repeated| match repeated {
+        Some(rng) => rng.random_range(0.0..1.0),
+        None => rand::rng().random_range(0.0..1.0),
     })
 }
 

@@ -224,7 +224,8 @@ impl ThirdParty {
             // The inviter's server judges what the identity server has signed.
             ClientError::Refused(refusal) if refusal.errcode.starts_with("M_") => {
                 let (status, errcode) = (refusal.status.as_u16(), refusal.errcode);
-                TimelineError::Remote { status, errcode, error: refusal.error }.into()
+                let (error, retry_after) = (refusal.error, refusal.retry_after);
+                TimelineError::Remote { status, errcode, error, retry_after }.into()
             }
             other => other.into(),
         })

@@ -23,6 +23,7 @@ statements! {
     DEVICES = "SELECT COUNT(*), MIN(d.user_id) FROM devices d LEFT JOIN users u ON u.user_id = d.user_id WHERE u.user_id IS NULL";
     FILES = "SELECT COUNT(*), MIN(m.media_id) FROM media m JOIN media_garbage g ON g.object = m.object";
     GRAPH = "SELECT COUNT(*), MIN(e.event_id) FROM events e LEFT JOIN auth_graph g ON g.number = e.auth_number WHERE e.auth_number > 0 AND (g.number IS NULL OR g.event_id <> e.event_id)";
+    USES = "SELECT COUNT(*), MIN(u.event_id) FROM media_uses u LEFT JOIN events e ON e.event_id = u.event_id WHERE e.event_id IS NULL";
     IN_ROOM = "SELECT user_id, event_id FROM members WHERE room_id = $1";
 }
 
@@ -43,6 +44,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("devices of accounts that are not there", DEVICES),
     ("files that are garbage at the same time", FILES),
     ("events with a place in the auth graph that is not theirs", GRAPH),
+    ("files named by events that are not there", USES),
 ];
 
 /// What a question found.

@@ -18,7 +18,6 @@ statements! {
     EXTREMITIES_OF = "SELECT room_id, event_id FROM backward_extremities WHERE room_id IN ($list)";
     FORWARD = "SELECT sn, event_id, room_id, flags, state_before, redacted_by, json FROM events WHERE room_id = $1 AND sn > $2 AND flags = 0 ORDER BY sn LIMIT $3";
     INSERT = "INSERT INTO events (sn, event_id, room_id, flags, state_before, redacted_by, ts, json, out_of_time, auth_number) VALUES $rows ON CONFLICT (event_id) DO UPDATE SET sn = excluded.sn, flags = excluded.flags, state_before = excluded.state_before, out_of_time = excluded.out_of_time, auth_number = COALESCE(events.auth_number, excluded.auth_number) WHERE events.flags % 2 = 1";
-    SET_REDACTED = "UPDATE events SET redacted_by = $2, json = $3 WHERE event_id = $1";
     SET_FLAGS = "UPDATE events SET flags = $2 WHERE event_id = $1";
     EXTREMITY_ADD = "INSERT INTO backward_extremities (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     EXTREMITY_REMOVE = "DELETE FROM backward_extremities WHERE room_id = $1 AND event_id = $2";
@@ -276,21 +275,6 @@ impl Conn {
 }
 
 impl crate::Tx {
-    /// Replaces a stored event by its redacted form; it relates to nothing any more. The caller appends [`crate::Fact::EventChanged`].
-    pub async fn event_redact(&mut self, redacted: &Event, by: &EventId) -> StoreResult<()> {
-        self.event_changed(&redacted.event_id);
-        let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(SET_REDACTED)
-            .bind(redacted.event_id.as_str())
-            .bind(by.as_str())
-            .bind(redacted.json.get())
-            .execute(c)
-            .await
-            .map(|_| ()))?;
-        self.search_forget(&redacted.event_id).await?;
-        self.relation_forget(&redacted.event_id).await
-    }
-
     /// Changes the verdict of a stored event. The caller appends [`crate::Fact::EventChanged`].
     pub async fn event_set_flags(&mut self, id: &EventId, flags: EventFlags) -> StoreResult<()> {
         self.event_changed(id);

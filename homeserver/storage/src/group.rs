@@ -313,6 +313,7 @@ struct Written {
 /// Writes what the members collected: first what needs no position, then, under the lock of the log's head, the rest.
 async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     let mut buffers = std::mem::take(&mut tx.buffers);
+    buffers.redact();
     let (late, now): (Vec<Answered>, Vec<Answered>) =
         std::mem::take(&mut buffers.transactions).into_iter().partition(|answered| answered.late);
     let mut repeats = Change { late, forgotten: std::mem::take(&mut buffers.forgotten), settled: None };
@@ -341,6 +342,7 @@ async fn flush(tx: &mut Tx) -> StoreResult<Written> {
     tx.conn.events_insert(&written.events, &in_time, &nodes.of_events).await?;
     tx.conn.auth_nodes_insert(&nodes.new).await?;
     tx.conn.search_insert(&written.events).await?;
+    tx.conn.media_uses_note(&written.events).await?;
     tx.conn.log_insert(&written.rows).await?;
     let position = |slot: Slot| last - count + slot.0 as i64 + 1;
     tx.conn.outbox_insert(&buffers.outbox, position).await?;
@@ -389,7 +391,7 @@ fn place(buffers: &Buffers, base: i64, ceiling: i64) -> Written {
             sn,
             flags: new.flags,
             state_before: new.state_before,
-            redacted_by: None,
+            redacted_by: new.redacted_by.clone(),
         });
         if let Some(slot) = new.slot {
             rows[slot.0].event = Some(Arc::clone(&stored));

@@ -35,12 +35,14 @@ mod level;
 mod log;
 mod media;
 mod media_cache;
+mod media_uses;
 mod members;
 mod migrate;
 mod one_time_keys;
 mod outbox;
 mod outgoing;
 mod partial;
+mod partial_events;
 mod people;
 mod postgres;
 mod profiles;
@@ -49,6 +51,7 @@ mod purging;
 mod pushers;
 mod queues;
 mod receipts;
+mod redactions;
 mod registration;
 mod relation_claims;
 mod relations;
@@ -101,11 +104,13 @@ pub use leases::{LEASE_LASTS, LEASE_RENEW};
 pub use log::{Fact, LogRow, NewRow};
 pub use media::{MediaEntry, MediaOfUser, MediaRow, ThumbnailKey};
 pub use media_cache::CachedMedia;
+pub use media_uses::UnusedPlace;
 pub use members::MemberRow;
 pub use one_time_keys::{ClaimedKey, KeyClaim, OneTimeKeyRow, OneTimeKeysPut};
 pub use outbox::{DestinationRow, Waiting};
 pub use outgoing::{Outgoing, OutgoingRow, ServerSet};
-pub use partial::{PartialEvent, PartialRow};
+pub use partial::PartialRow;
+pub use partial_events::{PartialEvent, PartialJudged, PartialVerdict};
 pub use people::Person;
 pub use purges::{PurgeKind, PurgePhase, PurgeRow};
 pub use purging::now as node_clock;
@@ -161,11 +166,13 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("log", log::STATEMENTS),
     ("media", media::STATEMENTS),
     ("media_cache", media_cache::STATEMENTS),
+    ("media_uses", media_uses::STATEMENTS),
     ("members", members::STATEMENTS),
     ("one_time_keys", one_time_keys::STATEMENTS),
     ("outbox", outbox::STATEMENTS),
     ("outgoing", outgoing::STATEMENTS),
     ("partial", partial::STATEMENTS),
+    ("partial_events", partial_events::STATEMENTS),
     ("people", people::STATEMENTS),
     ("profiles", profiles::STATEMENTS),
     ("purges", purges::STATEMENTS),
@@ -173,6 +180,7 @@ pub const STATEMENTS: &[(&str, &[(&str, &str)])] = &[
     ("pushers", pushers::STATEMENTS),
     ("queues", queues::STATEMENTS),
     ("receipts", receipts::STATEMENTS),
+    ("redactions", redactions::STATEMENTS),
     ("relation_claims", relation_claims::STATEMENTS),
     ("relations", relations::STATEMENTS),
     ("rendezvous", rendezvous::STATEMENTS),

@@ -17,7 +17,8 @@ statements! {
     SCAN = "SELECT server_name, media_id, content_type, file_name, size FROM media WHERE (server_name > $1 OR server_name = $1 AND media_id > $2) ORDER BY server_name, media_id LIMIT $3";
     OF_USER = "SELECT server_name, media_id, content_type, size, created_at, quarantined FROM media WHERE uploader = $1 AND media_id > $2 ORDER BY media_id LIMIT $3";
     QUARANTINE = "UPDATE media SET quarantined = $3 WHERE (server_name = $1 AND media_id = $2) OR sha256 = (SELECT known.sha256 FROM media AS known WHERE known.server_name = $1 AND known.media_id = $2)";
-    QUARANTINE_USER = "UPDATE media SET quarantined = $2 WHERE uploader = $1 AND object <> ''";
+    QUARANTINE_USER = "UPDATE media SET quarantined = $2 WHERE uploader = $1 AND object <> '' AND NOT (protected AND $2)";
+    PROTECT = "UPDATE media SET protected = $3 WHERE server_name = $1 AND media_id = $2";
 }
 
 /// What is known of a file.
@@ -246,7 +247,7 @@ impl crate::Tx {
             .map(|done| done.rows_affected()))?)
     }
 
-    /// The same for everything that a user has uploaded.
+    /// The same for everything that a user has uploaded; what is protected is left alone.
     pub async fn media_quarantine_user(&mut self, user: &UserId, on: bool) -> StoreResult<u64> {
         let conn = self.writing().await?;
         Ok(on_engine!(conn, |c| sqlx::query(QUARANTINE_USER)
@@ -255,6 +256,20 @@ impl crate::Tx {
             .execute(c)
             .await
             .map(|done| done.rows_affected()))?)
+    }
+
+    /// Protects a file from rules that would remove it and from a quarantine of everything of its uploader, or ends
+    /// that. Returns whether there is such a file.
+    pub async fn media_protect(&mut self, server: &ServerName, id: &str, on: bool) -> StoreResult<bool> {
+        let conn = self.writing().await?;
+        let changed = on_engine!(conn, |c| sqlx::query(PROTECT)
+            .bind(server.as_str())
+            .bind(id)
+            .bind(on)
+            .execute(c)
+            .await
+            .map(|done| done.rows_affected()))?;
+        Ok(changed > 0)
     }
 
     /// Adds a thumbnail. Returns whether it was new.

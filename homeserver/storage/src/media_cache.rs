@@ -8,7 +8,7 @@ use ruma::{ServerName, UserId};
 
 statements! {
     REMOTE_BYTES = "SELECT CAST(COALESCE((SELECT SUM(size) FROM media WHERE server_name <> $1), 0) + COALESCE((SELECT SUM(size) FROM thumbnails WHERE server_name <> $1), 0) AS BIGINT)";
-    OLDEST = "SELECT server_name, media_id, size, last_access_at FROM media WHERE server_name <> $1 AND last_access_at < $2 AND NOT quarantined ORDER BY last_access_at LIMIT $3";
+    OLDEST = "SELECT server_name, media_id, size, last_access_at FROM media WHERE server_name <> $1 AND last_access_at < $2 AND NOT quarantined AND NOT protected ORDER BY last_access_at LIMIT $3";
     REMOVE = "DELETE FROM media WHERE server_name = $1 AND media_id = $2 RETURNING object";
     REMOVE_THUMBNAILS = "DELETE FROM thumbnails WHERE server_name = $1 AND media_id = $2 RETURNING object";
     EXPIRE = "DELETE FROM media WHERE object = '' AND upload_expires_at < $1";
@@ -33,7 +33,7 @@ impl Conn {
     }
 
     /// Files of servers other than `own` that were last served before `before`, the least recent first. Those under
-    /// quarantine stay: their hashes are known by them.
+    /// quarantine stay, for their hashes are known by them, and so do those that are protected.
     pub async fn media_oldest(
         &mut self,
         own: &ServerName,

@@ -22,6 +22,7 @@ statements! {
     OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
     LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
     SERVERS = "SELECT server FROM members WHERE room_id = $1 AND membership = 'join' UNION SELECT server FROM partial_servers WHERE room_id = $1";
+    SERVER_IS_IN = "SELECT EXISTS (SELECT 1 FROM members WHERE server = $1 AND membership = 'join' AND room_id = $2) OR EXISTS (SELECT 1 FROM partial_servers WHERE server = $1 AND room_id = $2)";
     OF_SERVER = "SELECT user_id FROM members WHERE server = $1 AND room_id = $2";
     ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
     COUNT = "SELECT membership, COUNT(*) FROM members WHERE room_id = $1 GROUP BY membership";
@@ -145,6 +146,16 @@ impl Conn {
     /// were told, too.
     pub async fn servers_in(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedServerName>> {
         Ok(ids(on_engine!(self, |c| sqlx::query_as(SERVERS).bind(room.as_str()).fetch_all(c).await)?))
+    }
+
+    /// Whether `server` is among those of [`Conn::servers_in`], however many members the room has.
+    pub async fn server_is_in(&mut self, room: &RoomId, server: &ServerName) -> StoreResult<bool> {
+        let (found,): (bool,) = on_engine!(self, |c| sqlx::query_as(SERVER_IS_IN)
+            .bind(server.as_str())
+            .bind(room.as_str())
+            .fetch_one(c)
+            .await)?;
+        Ok(found)
     }
 
     /// The users of `server` that have, or had, any membership of `room`.
@@ -304,6 +315,21 @@ impl crate::Tx {
             None => known,
         };
         self.servers.insert(after, servers);
+    }
+
+    /// The state at `after` follows the one at `before`, and a user of `server` is no longer joined in it, as the table of
+    /// members says already: its servers are the same, without that one if the user was its last. Does nothing when they
+    /// are not known.
+    pub async fn servers_carry_less(
+        &mut self,
+        room: &RoomId,
+        (before, after): (NodeId, NodeId),
+        server: &ServerName,
+    ) -> StoreResult<()> {
+        let Some(known) = self.servers.get(&before).filter(|_| after != NodeId::EMPTY) else { return Ok(()) };
+        let stays = !known.contains(server) || self.server_is_in(room, server).await?;
+        self.servers.insert(after, if stays { known } else { known.without(server) });
+        Ok(())
     }
 
     /// Sets a membership. `row.sn` and `row.forgotten` are ignored: the order is now, and nothing is forgotten.

@@ -47,6 +47,8 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     140 "0140_outgoing_edus",
     170 "0170_fewer_indexes",
     200 "0200_auth_graph",
+    210 "0210_media_uses",
+    211 "0211_partial_progress",
     220 "0220_key_batches",
     221 "0221_to_device_filed",
     230 "0230_log_ages",

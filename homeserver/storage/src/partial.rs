@@ -9,7 +9,7 @@ use waxwing_rooms::state_tree::NodeId;
 
 statements! {
     ROOMS = "SELECT room_id FROM rooms WHERE partial";
-    PUT = "INSERT INTO partial_rooms (room_id, join_id, resident, since, attempts, next_try) VALUES ($1, $2, $3, $4, 0, 0) ON CONFLICT (room_id) DO UPDATE SET join_id = excluded.join_id, resident = excluded.resident, since = excluded.since, attempts = 0, next_try = 0";
+    PUT = "INSERT INTO partial_rooms (room_id, join_id, resident, since, attempts, next_try) VALUES ($1, $2, $3, $4, 0, 0) ON CONFLICT (room_id) DO UPDATE SET join_id = excluded.join_id, resident = excluded.resident, attempts = 0, next_try = 0";
     LOAD = "SELECT room_id, join_id, resident, since, attempts FROM partial_rooms WHERE room_id = $1";
     DUE = "SELECT room_id, join_id, resident, since, attempts FROM partial_rooms WHERE next_try <= $1 AND EXISTS (SELECT 1 FROM members m WHERE m.room_id = partial_rooms.room_id AND m.local AND m.membership = 'join') ORDER BY next_try LIMIT $2";
     RETRY = "UPDATE partial_rooms SET attempts = $2, next_try = $3 WHERE room_id = $1";
@@ -18,8 +18,6 @@ statements! {
     SERVERS = "SELECT server FROM partial_servers WHERE room_id = $1 ORDER BY server";
     SERVERS_REMOVE = "DELETE FROM partial_servers WHERE room_id = $1";
     OF_SERVER = "SELECT room_id FROM partial_servers WHERE server = $1";
-    EVENT_PUT = "INSERT INTO partial_events (room_id, event_id, roots) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    EVENTS = "SELECT event_id, roots FROM partial_events WHERE room_id = $1";
     EVENTS_REMOVE = "DELETE FROM partial_events WHERE room_id = $1";
     HOLD = "INSERT INTO held_device_lists (room_id, user_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     HELD = "SELECT user_id FROM held_device_lists WHERE room_id = $1";
@@ -34,23 +32,14 @@ statements! {
 pub struct PartialRow {
     /// The room.
     pub room_id: OwnedRoomId,
-    /// The join of ours before which the state is wanted.
+    /// The newest join of ours through another server.
     pub join_id: OwnedEventId,
     /// The server that let us in.
     pub resident: OwnedServerName,
-    /// About the log position of the join.
+    /// About the log position of the first such join.
     pub since: i64,
     /// How many servers have been asked in vain.
     pub attempts: i64,
-}
-
-/// An event that came while members were missing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartialEvent {
-    /// The event.
-    pub event_id: OwnedEventId,
-    /// The states that were fetched for those of its `prev_events` that were not here.
-    pub fetched: Vec<NodeId>,
 }
 
 type Columns = (String, String, String, i64, i64);
@@ -103,21 +92,6 @@ impl Conn {
         Ok(found.into_iter().filter_map(|(id,)| id.try_into().ok()).collect())
     }
 
-    /// The events that came since the join.
-    pub async fn partial_events(&mut self, room: &RoomId) -> StoreResult<Vec<PartialEvent>> {
-        let found: Vec<(String, Vec<u8>)> =
-            on_engine!(self, |c| sqlx::query_as(EVENTS).bind(room.as_str()).fetch_all(c).await)?;
-        let corrupt = |why: String| StoreError::corrupt("partial_events", room.as_str(), why);
-        found
-            .into_iter()
-            .map(|(id, roots)| {
-                let event_id = OwnedEventId::try_from(id).map_err(|error| corrupt(error.to_string()))?;
-                let fetched = roots.chunks(32).map(NodeId::try_from).collect::<Result<_, _>>();
-                Ok(PartialEvent { event_id, fetched: fetched.map_err(|error| corrupt(error.to_string()))? })
-            })
-            .collect()
-    }
-
     /// Users who told of changed devices while it was not known whether they are in the room.
     pub async fn device_lists_held(&mut self, room: &RoomId) -> StoreResult<Vec<OwnedUserId>> {
         let found: Vec<(String,)> =
@@ -152,15 +126,17 @@ impl Conn {
 }
 
 impl crate::Tx {
-    /// The room's members are missing from now on. What was noted of an earlier time is dropped.
+    /// The room's members are missing from now on, or were already: then what came since an earlier join is still judged
+    /// by the state before that one. `before`: the whole state before the join, if it is known.
     pub async fn partial_begin(
         &mut self,
         room: &RoomId,
         join: &EventId,
         resident: &ServerName,
         servers: &[OwnedServerName],
+        before: Option<NodeId>,
     ) -> StoreResult<()> {
-        self.partial_end(room).await?;
+        self.partial_join_put(room, join, before).await?;
         let since = self.position_hint();
         let conn = self.writing().await?;
         on_engine!(conn, |c| sqlx::query(PUT)
@@ -200,25 +176,6 @@ impl crate::Tx {
             .bind(room.as_str())
             .bind(attempts)
             .bind(next_try as i64)
-            .execute(c)
-            .await
-            .map(|_| ()))?;
-        Ok(())
-    }
-
-    /// Notes an event that came while members are missing, with the states fetched for what it follows.
-    pub async fn partial_event_put(
-        &mut self,
-        room: &RoomId,
-        event: &EventId,
-        fetched: &[NodeId],
-    ) -> StoreResult<()> {
-        let roots: Vec<u8> = fetched.iter().flat_map(|root| root.as_bytes().to_vec()).collect();
-        let conn = self.writing().await?;
-        on_engine!(conn, |c| sqlx::query(EVENT_PUT)
-            .bind(room.as_str())
-            .bind(event.as_str())
-            .bind(&roots)
             .execute(c)
             .await
             .map(|_| ()))?;

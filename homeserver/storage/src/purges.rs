@@ -47,6 +47,8 @@ pub enum PurgePhase {
     Nodes = 4,
     /// The file of the database shrinks.
     Shrinking = 5,
+    /// Files go that only forgotten events named.
+    Media = 6,
     /// Done.
     Complete = 10,
     /// Given up; the row says why.
@@ -55,8 +57,8 @@ pub enum PurgePhase {
 
 impl PurgePhase {
     fn from_number(number: i16) -> Option<PurgePhase> {
-        use PurgePhase::{Complete, Events, Failed, Leaving, Nodes, Rest, Shrinking, Telling};
-        [Leaving, Telling, Events, Rest, Nodes, Shrinking, Complete, Failed]
+        use PurgePhase::{Complete, Events, Failed, Leaving, Media, Nodes, Rest, Shrinking, Telling};
+        [Leaving, Telling, Events, Rest, Nodes, Shrinking, Media, Complete, Failed]
             .into_iter()
             .find(|phase| *phase as i16 == number)
     }

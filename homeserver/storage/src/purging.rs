@@ -9,6 +9,7 @@ use sqlx::AssertSqlSafe;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+use waxwing_model::media_named;
 use waxwing_rooms::state_tree::NodeId;
 
 statements! {
@@ -233,6 +234,9 @@ impl crate::Tx {
         conn.delete_numbers(WORDS, &both).await?;
         // Rows of state events stay: they say what changed to a client that was away for long.
         conn.delete_numbers(LOG_OF_EVENTS, &numbers(gone)).await?;
+        for stored in gone {
+            conn.media_uses_drop(&stored.event.event_id, media_named(stored.event.content.get())).await?;
+        }
         for statement in [RELATIONS_OF_CHILDREN, RELATIONS_OF_PARENTS, REDACTIONS, STICKY, CLAIMS] {
             conn.delete_ids(statement, &ids).await?;
         }

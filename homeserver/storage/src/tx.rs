@@ -6,6 +6,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::events::{EventFlags, StoredEvent};
 use crate::log::NewRow;
 use crate::outgoing::{NewOutgoing, Outgoing, ServerSet};
+use crate::redactions::Redacted;
 use crate::repeats::{Answered, Forgotten, Repeats};
 use crate::rooms::RoomRow;
 use crate::state::NodeCache;
@@ -45,6 +46,8 @@ pub(crate) struct NewEvent {
     pub slot: Option<Slot>,
     /// Its number, if it was reserved.
     pub number: Option<i64>,
+    /// The event of this group that redacted it.
+    pub redacted_by: Option<OwnedEventId>,
 }
 
 pub(crate) struct OutboxRow {
@@ -76,6 +79,8 @@ pub type TransactionKey = (OwnedUserId, String, String, String);
 pub(crate) struct Buffers {
     pub log: Vec<NewRow>,
     pub events: Vec<NewEvent>,
+    /// Which of these are written redacted.
+    pub redacted: Vec<Redacted>,
     pub nodes: Vec<(NodeId, Arc<Node>)>,
     pub outbox: Vec<OutboxRow>,
     pub outgoing: Vec<NewOutgoing>,
@@ -88,7 +93,7 @@ pub(crate) struct Buffers {
     pub taken: Vec<Taken>,
 }
 
-struct Marks([usize; 11]);
+struct Marks([usize; 12]);
 
 impl Buffers {
     fn marks(&self) -> Marks {
@@ -104,6 +109,7 @@ impl Buffers {
             self.outgoing.len(),
             self.forgotten.len(),
             self.taken.len(),
+            self.redacted.len(),
         ])
     }
     fn truncate(&mut self, Marks(lengths): &Marks) {
@@ -118,6 +124,7 @@ impl Buffers {
         self.outgoing.truncate(lengths[8]);
         self.forgotten.truncate(lengths[9]);
         self.taken.truncate(lengths[10]);
+        self.redacted.truncate(lengths[11]);
     }
 }
 
@@ -190,7 +197,7 @@ impl Tx {
             careful,
             savepoint: false,
             wrote: false,
-            marks: Marks([0; 11]),
+            marks: Marks([0; 12]),
             undo_rooms: Vec::new(),
         }
     }
@@ -333,7 +340,7 @@ impl Tx {
             Place::History(number) => Some(number),
             Place::Live | Place::Silent | Place::Outlier => None,
         };
-        self.buffers.events.push(NewEvent { event, flags, state_before, slot, number });
+        self.buffers.events.push(NewEvent { event, flags, state_before, slot, number, redacted_by: None });
         if let Some((parent, rel_type)) = relates {
             self.related.push((room, parent.clone()));
             self.buffers.relations.push(RelationRow { parent, child: index, rel_type });
@@ -355,12 +362,13 @@ impl Tx {
             match self.new_events.get(id) {
                 Some(index) => {
                     let new = &self.buffers.events[*index];
+                    let redacted = self.buffers.redacted.iter().rfind(|redacted| redacted.index == *index);
                     known.push(Arc::new(StoredEvent {
-                        event: Arc::clone(&new.event),
+                        event: Arc::clone(redacted.map_or(&new.event, |redacted| &redacted.event)),
                         sn: 0,
                         flags: new.flags,
                         state_before: new.state_before,
-                        redacted_by: None,
+                        redacted_by: redacted.map(|redacted| redacted.by.clone()),
                     }));
                 }
                 None => match self.events.get(id).filter(|_| !self.changed.contains(id)) {
@@ -376,6 +384,11 @@ impl Tx {
             known.push(stored);
         }
         Ok(known)
+    }
+
+    /// Where in the group's events this one is.
+    pub(crate) fn new_event(&self, id: &ruma::EventId) -> Option<usize> {
+        self.new_events.get(id).copied()
     }
 
     /// The event is not as the cache has it any more.

@@ -1,18 +1,25 @@
 //! A server of another organisation that plays foul, in numbers: requests replayed, signed again, for somebody else,
-//! too large, in others' names. None of it gets in, nobody waits for it, and it costs little memory.
+//! too large, too slow, in others' names, with keys out of date. None of it gets in, nobody waits for it, and it costs
+//! little memory.
 
 use crate::federation::NAMES;
 use crate::http::{Answer, Raw, careless};
 use crate::neighbours::Neighbours;
-use crate::node::say;
+use crate::node::{free_port, say};
 use crate::site::Shape;
+use axum::Router;
+use axum_server::tls_rustls::RustlsConfig;
 use futures_util::{StreamExt, stream};
 use reqwest::Method;
-use ruma::RoomVersionId;
+use ruma::{MilliSecondsSinceUnixEpoch, RoomVersionId};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use waxwing_federation::keys::OwnKeys;
 use waxwing_federation::signing::{Identity, authorization};
 use waxwing_rooms::KeyPair;
 use waxwing_rooms::sign::hash_and_sign_event;
@@ -22,6 +29,14 @@ const ATTEMPTS: usize = 600;
 const TOGETHER: usize = 16;
 /// More than a transaction may have.
 const HUGE: usize = 20 * 1024 * 1024;
+/// Requests whose bodies come a byte at a time, all the while.
+const SLOW: usize = 64;
+/// Messages sent before, to know how long one takes when nobody plays foul.
+const ALONE: usize = 20;
+/// A server whose newest key document is out of date.
+const LAPSED: &str = "lapsed.localhost";
+/// For so long.
+const LAPSED_FOR: u64 = 30 * 24 * 60 * 60 * 1000;
 /// What somebody of ours waits for a message meanwhile, at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What the server may take (a debug build with nothing else to do takes about 100 MB), MB.
@@ -43,7 +58,7 @@ fn signed(by: &Identity, to: &str, path: &str, body: &[u8]) -> String {
     authorization(by, to.try_into().unwrap(), "PUT", path, Some(body)).unwrap()
 }
 
-fn fouls(beta: &Identity, forged: &Value) -> Vec<Foul> {
+fn fouls(beta: &Identity, lapsed: &Identity, forged: &Value) -> Vec<Foul> {
     let key = Arc::new(KeyPair::generate().unwrap());
     let impostor = Identity::new(beta.server.clone(), key).unwrap();
     let alpha = Identity::new(NAMES[0].try_into().unwrap(), Arc::clone(&impostor.key)).unwrap();
@@ -67,6 +82,7 @@ fn fouls(beta: &Identity, forged: &Value) -> Vec<Foul> {
         foul("signed by an impostor", SEND, &signed(&impostor, NAMES[0], SEND, &empty), &empty, &[401]),
         foul("for somebody else", SEND, &signed(beta, "third.localhost", SEND, &empty), &empty, &[401]),
         foul("in our own name", SEND, &signed(&alpha, NAMES[0], SEND, &empty), &empty, &[401]),
+        foul("with a key out of date", SEND, &signed(lapsed, NAMES[0], SEND, &empty), &empty, &[401]),
         foul("without a signature", SEND, "X-Matrix origin=x", &empty, &[401]),
         foul("too many events", SEND, &signed(beta, NAMES[0], SEND, &many), &many, &[400]),
         foul("too large", SEND, &good, &huge, &[413]),
@@ -89,16 +105,63 @@ async fn attempt(url: &str, foul: &Foul) -> Option<Answer> {
     Some(Answer::of(answer).await)
 }
 
-/// Memory of a process at most so far, MB.
-fn peak(process: u32) -> f64 {
+/// A server that gives its keys as they were a month ago, and nothing else.
+async fn serve_lapsed(folder: &Path, port: u16) -> Identity {
+    let key = Arc::new(KeyPair::generate().unwrap());
+    let identity = Identity::new(LAPSED.try_into().unwrap(), key).unwrap();
+    let then = u64::from(MilliSecondsSinceUnixEpoch::now().get()) - LAPSED_FOR;
+    let document = OwnKeys::new(identity.clone(), Vec::new()).document(then).unwrap().get().to_owned();
+    let at = |what: &str| folder.join(format!("{LAPSED}.{what}.pem"));
+    let tls = RustlsConfig::from_pem_file(at("certificate"), at("key")).await.unwrap();
+    let app = Router::new().fallback(move || std::future::ready(document.clone()));
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    tokio::spawn(axum_server::from_tcp_rustls(listener, tls).unwrap().serve(app.into_make_service()));
+    identity
+}
+
+/// A transaction that comes a byte at a time until `done`. What was answered to it by then.
+async fn drip(host: String, header: &str, done: &AtomicBool) -> String {
+    let mut socket = TcpStream::connect(host).await.unwrap();
+    let head = format!(
+        "PUT {SEND} HTTP/1.1\r\nhost: {}\r\nauthorization: {header}\r\ncontent-length: 1000000\r\n\r\n",
+        NAMES[0]
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    while !done.load(Ordering::SeqCst) && socket.write_all(b" ").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut answer = [0; 64];
+    let read = tokio::time::timeout(Duration::from_millis(100), socket.read(&mut answer)).await;
+    let length = read.map_or(0, |read| read.unwrap_or(0));
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+/// Memory of a process now (`VmRSS`) or at most so far (`VmHWM`), MB.
+fn memory(process: u32, which: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(which)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6
+}
+
+/// How long messages of `user` took, one after the other as long as `more` (given how many there were): sorted.
+async fn latencies(user: &Raw, room: &str, name: &str, more: impl Fn(usize) -> bool) -> Vec<Duration> {
+    let mut all = Vec::new();
+    while more(all.len()) {
+        let began = Instant::now();
+        user.send_sealed(room, &format!("{name}-{}", all.len())).await.fine();
+        all.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    all.sort();
+    all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_intruders_try_gets_nowhere_and_holds_nobody_up() {
-    let neighbours = Neighbours::start(Shape::Sqlite).await.unwrap();
+    let port = free_port();
+    let neighbours = Neighbours::start_beside(Shape::Sqlite, &[(LAPSED, port)]).await.unwrap();
+    let lapsed = serve_lapsed(neighbours.folder.path(), port).await;
     let node = &neighbours.alpha.nodes[0];
     let alice = Raw::register(&node.client_url(), "alice").await;
     let guest = neighbours.joins(&alice, RoomVersionId::V12).await;
@@ -109,7 +172,7 @@ async fn what_intruders_try_gets_nowhere_and_holds_nobody_up() {
     hash_and_sign_event(&mut object, &RoomVersionId::V12, &neighbours.beta.server, &neighbours.beta.key)
         .unwrap();
     let forged = serde_json::to_value(object).unwrap();
-    let fouls = fouls(&neighbours.beta, &forged);
+    let fouls = fouls(&neighbours.beta, &lapsed, &forged);
 
     let done = AtomicBool::new(false);
     let (url, shared) = (node.client_url(), &fouls);
@@ -135,27 +198,30 @@ async fn what_intruders_try_gets_nowhere_and_holds_nobody_up() {
             .await;
         done.store(true, Ordering::SeqCst);
     };
-    let life = async {
-        let mut slowest = Duration::ZERO;
-        let mut number = 0;
-        while !done.load(Ordering::SeqCst) {
-            let began = Instant::now();
-            alice.send_sealed(&guest.room, &format!("life-{number}")).await.fine();
-            slowest = slowest.max(began.elapsed());
-            number += 1;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        (slowest, number)
-    };
+    let alone = latencies(&alice, &guest.room, "alone", |sent| sent < ALONE).await;
+    let before = memory(node.id(), "VmRSS");
+    let life = latencies(&alice, &guest.room, "life", |_| !done.load(Ordering::SeqCst));
+    let host = url.trim_start_matches("http://").to_owned();
+    let header = fouls[0].header.as_str();
+    let drips = futures_util::future::join_all((0..SLOW).map(|_| drip(host.clone(), header, &done)));
     let began = Instant::now();
-    let ((), (slowest, sent)) = tokio::join!(tries, life);
-    let memory = peak(node.id());
+    let ((), beside, drips) = tokio::join!(tries, life, drips);
     let took = began.elapsed();
+    let (peak, after) = (memory(node.id(), "VmHWM"), memory(node.id(), "VmRSS"));
+    let figures =
+        |all: &[Duration]| format!("{:?} as a rule, {:?} at most", all[all.len() / 2], all[all.len() - 1]);
     say(&format!(
-        "{ATTEMPTS} attempts in {took:?}: {sent} messages beside them took {slowest:?} at most, {memory:.0} MB at the peak"
+        "{ATTEMPTS} attempts in {took:?} beside {SLOW} slow ones. A message took {} before ({}), {} beside them ({}). \
+         Memory: {before:.0} MB before, {peak:.0} at the peak, {after:.0} after",
+        figures(&alone),
+        alone.len(),
+        figures(&beside),
+        beside.len()
     ));
+    let slowest = beside[beside.len() - 1];
     assert!(slowest < PATIENCE, "{slowest:?}");
-    assert!(memory < MOST_MEMORY, "{memory} MB");
+    assert!(peak < MOST_MEMORY, "{peak} MB");
+    assert!(drips.iter().all(|answer| !answer.contains(" 200 ")), "{drips:?}");
     let topic = alice.get(&format!("/_matrix/client/v3/rooms/{}/state/m.room.topic", guest.room)).await;
     topic.refused(404, "M_NOT_FOUND");
 }

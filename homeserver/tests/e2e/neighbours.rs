@@ -1,6 +1,6 @@
 //! What a server does for, and not for, another organisation's: requests that are signed as that one signs them.
 
-use crate::federation::{Federation, NAMES, write_certificates};
+use crate::federation::{Federation, NAMES, write_certificates_for};
 use crate::http::{Answer, Raw, careless};
 use crate::node::Node;
 use crate::site::{Shape, Site};
@@ -26,13 +26,20 @@ pub struct Neighbours {
     pub alpha: Site,
     pub beta: Identity,
     _beta: Node,
-    _folder: TempDir,
+    /// With the certificates of all servers.
+    pub folder: TempDir,
 }
 
 impl Neighbours {
     pub async fn start(shape: Shape) -> Option<Neighbours> {
+        Neighbours::start_beside(shape, &[]).await
+    }
+
+    /// The same with others, which alpha finds at these ports of this machine.
+    pub async fn start_beside(shape: Shape, others: &[(&str, u16)]) -> Option<Neighbours> {
         let folder = tempfile::tempdir().unwrap();
-        write_certificates(folder.path());
+        let names = NAMES.into_iter().chain(others.iter().map(|(name, _)| *name));
+        write_certificates_for(folder.path(), &names.collect::<Vec<_>>());
         let at = |file: String| folder.path().join(file).display().to_string();
         let mut beta = Node::new(
             &folder.path().join("beta"),
@@ -43,17 +50,20 @@ impl Neighbours {
             ],
         );
         beta.start().await;
+        let all = [(NAMES[1], beta.federation_port)].into_iter().chain(others.iter().copied());
+        let hosts: Vec<String> =
+            all.map(|(name, port)| format!("\"{name}\" = \"127.0.0.1:{port}\"")).collect();
         let settings = [
             format!("server_name={}", NAMES[0]),
             format!("tls.extra_roots=[\"{}\"]", at("authority.pem".to_owned())),
             "federation.allow_private_addresses=true".to_owned(),
-            format!("federation.hosts={{ \"{}\" = \"127.0.0.1:{}\" }}", NAMES[1], beta.federation_port),
+            format!("federation.hosts={{ {} }}", hosts.join(", ")),
         ];
         let alpha = Site::start_with(shape, &settings).await?;
         let line = fs::read_to_string(beta.data().join("signing.key")).unwrap();
         let key = Arc::new(KeyPair::from_line(line.trim()).unwrap());
         let identity = Identity::new(NAMES[1].try_into().unwrap(), key).unwrap();
-        Some(Neighbours { alpha, beta: identity, _beta: beta, _folder: folder })
+        Some(Neighbours { alpha, beta: identity, _beta: beta, folder })
     }
 
     /// A request of beta's to one node of alpha's.

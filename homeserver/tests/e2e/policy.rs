@@ -37,6 +37,8 @@ enum Mood {
     Against(&'static str),
     /// It is there, and does not work.
     Broken,
+    /// It has too much to do.
+    Busy,
 }
 
 #[derive(Default)]
@@ -215,6 +217,10 @@ async fn answer(
                 (400, json!({"errcode": "M_FORBIDDEN", "error": format!("no {kind} here")}))
             }
             Mood::Broken => (502, json!({})),
+            Mood::Busy => {
+                let later = json!({"errcode": "M_LIMIT_EXCEEDED", "error": "slowly", "retry_after_ms": 7000});
+                (429, later)
+            }
             Mood::Content | Mood::Against(_) => {
                 // The key of a room version is not asked for: every version signs the redacted form alike here.
                 let version = RoomVersionId::V11;
@@ -261,6 +267,11 @@ async fn what_is_sent_has_the_signature_of_the_policy_server_or_is_not_sent() {
     let answer = guarded.state("m.room.topic", json!({"topic": "nobody looks"})).await;
     assert_eq!(answer.status.as_u16(), 502, "{}", answer.body);
     let topic = format!("/_matrix/client/v3/rooms/{}/state/m.room.topic/", guarded.room);
+    guarded.alice.get(&topic).await.refused(404, "M_NOT_FOUND");
+    guarded.mood(Mood::Busy);
+    let answer = guarded.state("m.room.topic", json!({"topic": "too much"})).await;
+    answer.refused(429, "M_LIMIT_EXCEEDED");
+    assert_eq!((&answer.body["retry_after_ms"], &answer.body["error"]), (&json!(7000), &json!("slowly")));
     guarded.alice.get(&topic).await.refused(404, "M_NOT_FOUND");
     // Without the setting there is nobody to ask, and taking it back needs nobody's consent.
     guarded.asked();

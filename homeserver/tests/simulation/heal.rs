@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 /// Rounds in which every server speaks once. Each joins up to twenty branches.
 const ROUNDS: usize = 12;
+/// After an outage servers that speak to nobody are tried again within hours: so long is passed at a time, so often.
+const PAUSE: u64 = 30 * 60 * 1000;
+const PAUSES: usize = 24;
 /// Requests for history of one server.
 const BACKFILLS: usize = 40;
 
@@ -28,9 +31,18 @@ impl World {
         // The longest pause that a server is left alone after failures.
         self.pass(10 * 60 * 1000);
         self.note("healed");
+        // Who is left alone for longer is tried again in time.
+        for _ in 0..PAUSES {
+            self.flush().await;
+            if !self.anything_waits().await {
+                break;
+            }
+            self.pass(PAUSE);
+        }
         for round in 0..ROUNDS {
             self.flush().await;
             self.take_staged().await;
+            self.take_members(false).await;
             for room in self.rooms.clone() {
                 for index in self.honest() {
                     self.speak(index, &room).await;
@@ -51,6 +63,15 @@ impl World {
                 }
             }
         }
+    }
+
+    async fn anything_waits(&self) -> bool {
+        for node in &self.nodes {
+            if !node.waiting().await.is_empty() {
+                return true;
+            }
+        }
+        false
     }
 
     async fn speak(&mut self, index: usize, room: &OwnedRoomId) {

@@ -17,6 +17,9 @@ use url::Url;
 use waxwing_federation::signing::{Incoming, verify_request};
 use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 
+/// Old transactions that may come again.
+const ECHOES: usize = 50;
+
 /// What is wrong with the network at the moment.
 #[derive(Default)]
 pub struct Faults {
@@ -35,16 +38,24 @@ pub struct Net {
     step: AtomicU64,
     pub faults: Mutex<Faults>,
     nodes: Mutex<BTreeMap<OwnedServerName, Arc<dyn Node>>>,
+    /// Transactions that were accepted: they may come again.
+    accepted: Mutex<Vec<(OwnedServerName, Request)>>,
 }
 
 impl Net {
     pub fn new(seed: u64) -> Arc<Net> {
-        let (faults, nodes) = (Mutex::default(), Mutex::default());
-        Arc::new(Net { seed, step: AtomicU64::new(0), faults, nodes })
+        let (faults, nodes, accepted) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Net { seed, step: AtomicU64::new(0), faults, nodes, accepted })
     }
 
     pub fn add(&self, node: Arc<dyn Node>) {
         self.nodes.lock().insert(node.name().to_owned(), node);
+    }
+
+    /// A transaction that was accepted, and whose it is.
+    pub fn accepted(&self, choose: impl FnOnce(usize) -> usize) -> Option<(OwnedServerName, Request)> {
+        let accepted = self.accepted.lock();
+        (!accepted.is_empty()).then(|| accepted[choose(accepted.len())].clone())
     }
 
     /// Time goes on: the same request may fare better.
@@ -97,6 +108,12 @@ impl Transport for Link {
                 Err(Refusal(status, errcode)) => (status, json!({ "errcode": errcode, "error": errcode })),
             }
         };
+        if status == 200 && request.path_and_query.contains("/send/") {
+            let mut accepted = self.net.accepted.lock();
+            if accepted.len() < ECHOES {
+                accepted.push((self.from.clone(), request.clone()));
+            }
+        }
         if self.net.draw(&self.from, &request, "answer") < unanswered {
             return Err(TransportError::Timeout);
         }
@@ -129,6 +146,7 @@ async fn serve(node: &dyn Node, request: &Request) -> Result<Value, Refusal> {
     };
     let origin = verify_request(node.ring(), node.name(), incoming).await;
     let origin = origin.map_err(|_| Refusal(401, "M_UNAUTHORIZED"))?;
+    node.heard_from(&origin);
     let question = Question::read(request).ok_or(Refusal(404, "M_UNRECOGNIZED"))?;
     node.answer(&origin, question).await
 }

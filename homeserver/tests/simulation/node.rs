@@ -107,11 +107,23 @@ pub trait Node: Send + Sync {
     /// Gives the room that it makes, if it does.
     async fn act(&self, act: &Act) -> Result<Option<OwnedRoomId>, String>;
     async fn answer(&self, origin: &ServerName, question: Question) -> Result<Value, Refusal>;
+    /// Sends what is due, by the sender that the program runs. Whether somebody accepted something; `None` where the
+    /// simulation hands transactions over itself.
+    async fn send_due(&self) -> Option<bool> {
+        None
+    }
+    /// A server spoke to this one.
+    fn heard_from(&self, _origin: &ServerName) {}
     /// Destinations for which something waits.
     async fn waiting(&self) -> Vec<OwnedServerName>;
     async fn batch(&self, to: &ServerName, catch_up: bool) -> Option<Batch>;
     async fn delivered(&self, to: &ServerName, upto: i64);
     async fn view(&self, room: &RoomId) -> Option<View>;
+    /// Asks once for the members of rooms that were joined without them. Whether some are still missing. With `steps` the server
+    /// crashes after so many, unless it is done by then.
+    async fn take_members(&self, _steps: Option<usize>) -> bool {
+        false
+    }
     /// Fetches history. Whether there may be more.
     async fn backfill(&self, room: &RoomId) -> bool;
 }
@@ -127,7 +139,7 @@ pub enum Question {
     Backfill { room: OwnedRoomId, from: Vec<OwnedEventId>, limit: usize },
     Missing { room: OwnedRoomId, query: MissingQuery },
     MakeJoin { room: OwnedRoomId, user: OwnedUserId, versions: Vec<RoomVersionId> },
-    SendJoin { room: OwnedRoomId, event: OwnedEventId, json: Box<RawValue> },
+    SendJoin { room: OwnedRoomId, event: OwnedEventId, json: Box<RawValue>, omit_members: bool },
     MakeLeave { room: OwnedRoomId, user: OwnedUserId },
     SendLeave { room: OwnedRoomId, event: OwnedEventId, json: Box<RawValue> },
     Invite { room: OwnedRoomId, event: OwnedEventId, body: InviteBody },
@@ -189,7 +201,8 @@ impl Question {
                 versions: all("ver").into_iter().filter_map(|v| RoomVersionId::try_from(v).ok()).collect(),
             },
             ["v2", "send_join", r, event] => {
-                Question::SendJoin { room: room(r)?, event: id(event)?, json: json()? }
+                let omit_members = all("omit_members").first() == Some(&"true");
+                Question::SendJoin { room: room(r)?, event: id(event)?, json: json()?, omit_members }
             }
             ["v1", "make_leave", r, user] => {
                 Question::MakeLeave { room: room(r)?, user: OwnedUserId::try_from(*user).ok()? }

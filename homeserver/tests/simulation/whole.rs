@@ -9,6 +9,8 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::OnceCell;
 use waxwing_federation::client::Client;
 use waxwing_federation::inbound::Inbound;
@@ -25,7 +27,7 @@ use waxwing_services::outgoing::Nowhere;
 use waxwing_services::presence::PresenceService;
 use waxwing_services::receipts::Receipts;
 use waxwing_services::rooms_read::RemoteHistory;
-use waxwing_services::timeline::{Author, CreateRoom, Draft, JoinRoom, Preset, Removal, Timeline};
+use waxwing_services::timeline::{Author, CreateRoom, Draft, JoinRoom, Patience, Preset, Removal, Timeline};
 use waxwing_services::to_device::ToDevice;
 use waxwing_services::typing::Typing;
 use waxwing_services::{Core, PasswordCost, PlaintextPolicy, RegistrationMode, Settings};
@@ -74,6 +76,19 @@ fn settings() -> Settings {
     }
 }
 
+/// What would be done after so many steps is not done: as if the program had crashed.
+async fn interrupted<F: Future>(work: F, mut steps: usize) -> Option<F::Output> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        if steps == 0 {
+            return Poll::Ready(None);
+        }
+        steps -= 1;
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
 impl Whole {
     pub async fn start(
         net: &Arc<Net>,
@@ -96,7 +111,10 @@ impl Whole {
         };
         let link = Arc::new(Link { net: Arc::clone(net), from: name });
         let outgoing = Outgoing::over(&core, link).expect("a key");
-        let timeline = Timeline::new(core.clone(), Some(outgoing.remote.clone()));
+        // Nobody else does anything meanwhile: waiting for it would only take time.
+        let none = Duration::ZERO;
+        let patience = Patience { join: none, members: none, elsewhere: none, slice: 2 };
+        let timeline = Timeline::new(core.clone(), Some(outgoing.remote.clone())).with_patience(patience);
         let edus = Edus {
             typing: Typing::new(core.clone(), Arc::new(Nowhere)),
             receipts: Receipts::new(core.clone(), Arc::new(Nowhere)),
@@ -211,11 +229,12 @@ impl Whole {
             Question::MakeJoin { room, user, versions } => {
                 template(federation.make_join(origin, &room, &user, &versions).await?)
             }
-            Question::SendJoin { room, event, json } => {
-                let joined = federation.send_join(origin, &room, &event, &json, false).await?;
+            Question::SendJoin { room, event, json, omit_members } => {
+                let joined = federation.send_join(origin, &room, &event, &json, omit_members).await?;
                 json!({
                     "event": joined.event, "state": raw_list(&joined.state), "origin": self.name(),
                     "auth_chain": raw_list(&joined.auth_chain), "servers_in_room": joined.servers,
+                    "members_omitted": joined.members_omitted,
                 })
             }
             Question::MakeLeave { room, user } => {
@@ -294,6 +313,16 @@ impl Node for Whole {
         }
     }
 
+    async fn send_due(&self) -> Option<bool> {
+        let outgoing = self.federation.outgoing();
+        outgoing.deal().await.expect("the outbox");
+        Some(outgoing.sender.serve_due().await > 0)
+    }
+
+    fn heard_from(&self, origin: &ServerName) {
+        self.federation.outgoing().sender.heard_from(origin);
+    }
+
     async fn waiting(&self) -> Vec<OwnedServerName> {
         let outgoing = self.federation.outgoing();
         outgoing.deal().await.expect("the outbox");
@@ -334,6 +363,15 @@ impl Node for Whole {
         }
         let extremities = row.extremities.into_iter().map(|(id, _)| id).collect();
         Some(View { version: row.version, extremities, state: state.into_iter().collect(), events, backward })
+    }
+
+    async fn take_members(&self, steps: Option<usize>) -> bool {
+        let fetching = self.federation.fetch_members_now();
+        let left = match steps {
+            Some(steps) => interrupted(fetching, steps).await.unwrap_or(Ok(1)),
+            None => fetching.await,
+        };
+        left.expect("the rooms without members") > 0
     }
 
     async fn backfill(&self, room: &RoomId) -> bool {

@@ -1,7 +1,7 @@
 //! Servers, the people on them, and what happens to them.
 
 use crate::dice::Dice;
-use crate::net::Net;
+use crate::net::{Link, Net};
 use crate::node::{Act, Node, View};
 use crate::pure::Pure;
 use crate::whole::Whole;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use waxwing_federation::transport::Transport;
 use waxwing_model::Clock;
 use waxwing_rooms::{KeyPair, version};
 
@@ -18,8 +19,6 @@ use waxwing_rooms::{KeyPair, version};
 const START: u64 = 1_700_000_000_000;
 /// After an outage of so long a destination is sent the newest event of each room only, as the sender does.
 const CATCH_UP_AFTER: u64 = 60 * 60 * 1000;
-/// Old transactions that may come again.
-const ECHOES: usize = 50;
 
 /// What the servers of a simulation are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,6 @@ pub struct World {
     pub speechless: BTreeSet<(usize, OwnedRoomId)>,
     open: BTreeMap<(usize, OwnedServerName), Open>,
     failing: BTreeMap<(usize, OwnedServerName), u64>,
-    echoes: Vec<(usize, OwnedServerName, Open)>,
 }
 
 fn server_name(index: usize) -> OwnedServerName {
@@ -98,7 +96,6 @@ impl World {
             speechless: BTreeSet::new(),
             open: BTreeMap::new(),
             failing: BTreeMap::new(),
-            echoes: Vec::new(),
         }
     }
 
@@ -157,6 +154,10 @@ impl World {
                 }
             }
             self.flush().await;
+            // Half of the servers begin without the members of others.
+            if self.dice.chance(50) {
+                self.take_members(false).await;
+            }
         }
     }
 
@@ -165,22 +166,27 @@ impl World {
         let millis = 1 + self.dice.draw() % 4000;
         self.pass(millis);
         match self.dice.below(100) {
-            0..45 => self.somebody_acts().await,
-            45..75 => {
+            0..43 => self.somebody_acts().await,
+            43..73 => {
                 for _ in 0..=self.dice.below(3) {
                     self.deliver_some().await;
                 }
             }
-            75..84 => self.weather(),
-            84..88 => self.echo().await,
-            88..90 => self.take_staged().await,
-            90..92 => self.pass(2 * CATCH_UP_AFTER),
+            73..82 => self.weather(),
+            82..86 => self.echo().await,
+            86..88 => self.take_staged().await,
+            88..91 => self.take_members(true).await,
+            91..93 => self.pass(2 * CATCH_UP_AFTER),
             _ => crate::hostile::strike(self).await,
         }
     }
 
     async fn deliver_some(&mut self) {
         let from = self.dice.below(self.nodes.len());
+        if let Some(sent) = self.nodes[from].send_due().await {
+            self.note(format!("s{from} sends what is due: {sent}"));
+            return;
+        }
         let waiting = self.nodes[from].waiting().await;
         if !waiting.is_empty() {
             let to = self.dice.pick(&waiting).clone();
@@ -217,20 +223,16 @@ impl World {
         node.delivered(to, open.upto).await;
         self.open.remove(&key);
         self.failing.remove(&key);
-        if self.echoes.len() < ECHOES {
-            self.echoes.push((from, to.clone(), open));
-        }
         true
     }
 
     /// A transaction that was accepted comes once more, long after.
     async fn echo(&mut self) {
-        if self.echoes.is_empty() {
-            return;
-        }
-        let (from, to, open) = self.dice.pick(&self.echoes).clone();
-        let sent = self.nodes[from].client().send_transaction(&to, &open.txn, &open.body).await;
-        self.note(format!("{} repeats {} to {to}: {sent:?}", self.nodes[from].name(), open.txn));
+        let Some((from, request)) = self.net.accepted(|count| self.dice.below(count)) else { return };
+        let (path, to) = (request.path_and_query.clone(), request.destination.clone());
+        let link = Link { net: Arc::clone(&self.net), from: from.clone() };
+        let answer = link.send(request).await.map(|answer| answer.status);
+        self.note(format!("{from} repeats {path} to {to}: {answer:?}"));
     }
 
     /// Every server gets to what it put aside, as far as it is due.
@@ -239,6 +241,16 @@ impl World {
             let rooms = node.inbound().take_staged_once().await.expect("the staging table");
             if rooms > 0 {
                 self.note(format!("{} comes back to what it put aside in {rooms} rooms", node.name()));
+            }
+        }
+    }
+
+    /// Members arrive in rooms that were joined without them, if whoever is asked has them.
+    pub async fn take_members(&mut self, crashes: bool) {
+        for node in self.nodes.clone() {
+            let steps = (crashes && self.dice.chance(50)).then(|| self.dice.below(60));
+            if node.take_members(steps).await {
+                self.note(format!("{} still lacks members", node.name()));
             }
         }
     }
@@ -277,6 +289,10 @@ impl World {
         for _ in 0..200 {
             let mut sent = false;
             for from in 0..self.nodes.len() {
+                if let Some(some) = self.nodes[from].send_due().await {
+                    sent |= some;
+                    continue;
+                }
                 for to in self.nodes[from].waiting().await {
                     sent |= self.deliver(from, &to).await;
                 }

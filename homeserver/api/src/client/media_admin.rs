@@ -19,6 +19,9 @@ pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route(&format!("{BASE}/media/quarantine/{{server}}/{{id}}"), post(quarantine))
         .route(&format!("{BASE}/media/unquarantine/{{server}}/{{id}}"), post(release))
+        .route(&format!("{BASE}/media/protect/{{id}}"), post(protect))
+        .route(&format!("{BASE}/media/unprotect/{{id}}"), post(unprotect))
+        .route(&format!("{BASE}/purge_media_cache"), post(purge_cache))
         .route(&format!("{BASE}/media/{{server}}/{{id}}"), delete(remove))
         .route(&format!("{BASE}/user/{{user}}/media/quarantine"), post(quarantine_user))
         .route(&format!("{BASE}/users/{{user}}/media"), get(list).delete(erase))
@@ -66,6 +69,36 @@ async fn release(
     administrator(&api, &parts).await?;
     api.media.quarantine(&server(&name)?, &id, false).await?;
     Ok(Json(json!({})))
+}
+
+/// `POST /_synapse/admin/v1/media/protect/{mediaId}`: a file of this server.
+async fn protect(State(api): State<Api>, Path(id): Path<String>, parts: Parts) -> ApiResult<Json<Value>> {
+    administrator(&api, &parts).await?;
+    api.media.protect(&api.core.server_name, &id, true).await?;
+    Ok(Json(json!({})))
+}
+
+/// `POST /_synapse/admin/v1/media/unprotect/{mediaId}`
+async fn unprotect(State(api): State<Api>, Path(id): Path<String>, parts: Parts) -> ApiResult<Json<Value>> {
+    administrator(&api, &parts).await?;
+    api.media.protect(&api.core.server_name, &id, false).await?;
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+struct Before {
+    before_ts: u64,
+}
+
+/// `POST /_synapse/admin/v1/purge_media_cache`: other servers' files that were last looked at before a time.
+async fn purge_cache(
+    State(api): State<Api>,
+    Query(Before { before_ts }): Query<Before>,
+    parts: Parts,
+) -> ApiResult<Json<Value>> {
+    administrator(&api, &parts).await?;
+    let deleted = api.media.forget_cached(i64::try_from(before_ts).unwrap_or(i64::MAX)).await?;
+    Ok(Json(json!({ "deleted": deleted })))
 }
 
 /// `POST /_synapse/admin/v1/user/{userId}/media/quarantine`

@@ -97,7 +97,11 @@ async fn purge_room(
 fn status(phase: PurgePhase) -> &'static str {
     match phase {
         PurgePhase::Leaving | PurgePhase::Telling => "shutting_down",
-        PurgePhase::Events | PurgePhase::Rest | PurgePhase::Nodes | PurgePhase::Shrinking => "purging",
+        PurgePhase::Events
+        | PurgePhase::Rest
+        | PurgePhase::Nodes
+        | PurgePhase::Shrinking
+        | PurgePhase::Media => "purging",
         PurgePhase::Complete => "complete",
         PurgePhase::Failed => "failed",
     }

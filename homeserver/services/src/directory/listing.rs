@@ -107,7 +107,11 @@ impl Directory {
     pub async fn list_here(&self, query: &PublicRoomsQuery) -> Result<PublicRooms, DirectoryError> {
         let at = offset(query.since.as_deref())?;
         let limit = query.limit.map_or(DEFAULT_LIMIT, |limit| {
-            usize::try_from(u64::from(limit)).unwrap_or(MAX_LIMIT).min(MAX_LIMIT)
+            // Nothing stands for no limit: <https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1publicrooms>.
+            match usize::try_from(u64::from(limit)) {
+                Ok(limit @ 1..=MAX_LIMIT) => limit,
+                _ => MAX_LIMIT,
+            }
         });
         let rooms = self.rooms_of(&query.network).await?;
         let mut found = Vec::new();

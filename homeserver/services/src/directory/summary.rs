@@ -208,7 +208,7 @@ impl Directory {
             return Ok(true);
         }
         let mut conn = self.core.store.read().await?;
-        if conn.servers_in(&summary.room_id).await?.iter().any(|other| other == server) {
+        if conn.server_is_in(&summary.room_id, server).await? {
             return Ok(true);
         }
         let invited = conn.members_of(&summary.room_id, "invite").await?;
@@ -216,7 +216,7 @@ impl Directory {
             return Ok(true);
         }
         for room in summary.allowed_room_ids.iter().flatten() {
-            if conn.servers_in(room).await?.iter().any(|other| other == server) {
+            if conn.server_is_in(room, server).await? {
                 return Ok(true);
             }
         }

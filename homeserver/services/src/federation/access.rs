@@ -50,8 +50,7 @@ impl Federation {
 
     /// Whether a user of the server is joined.
     pub(super) async fn must_be_in(&self, origin: &ServerName, room: &RoomId) -> Result<(), FederationError> {
-        let servers = self.core.store.read().await?.servers_in(room).await?;
-        if servers.iter().any(|server| server == origin) {
+        if self.core.store.read().await?.server_is_in(room, origin).await? {
             Ok(())
         } else {
             Err(FederationError::Forbidden("your server is not in the room".to_owned()))

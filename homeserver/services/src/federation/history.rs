@@ -7,7 +7,6 @@ use ruma::{EventId, OwnedEventId, RoomId, ServerName};
 use serde_json::value::RawValue;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{RoomRow, StoredEvent};
 
@@ -17,8 +16,6 @@ const MAX_BACKFILL: usize = 100;
 const MAX_MISSING: usize = 50;
 /// Events near a moment that are looked at, in case the nearest ones are not to be seen.
 const CANDIDATES: i64 = 20;
-/// A question for a state whose members are being fetched waits so long.
-const WAIT: Duration = Duration::from_secs(30);
 /// Events walked over for one answer.
 const MAX_WALK: usize = 1000;
 
@@ -94,7 +91,7 @@ impl Federation {
     ) -> Result<RoomState, FederationError> {
         let mut row = self.room_of_member(origin, room).await?;
         if row.partial {
-            if !wait_for_members(&self.core, room, WAIT).await? {
+            if !wait_for_members(&self.core, room, self.timeline.patience.elsewhere).await? {
                 return Err(FederationError::Forbidden(
                     "this server does not know the whole state yet".to_owned(),
                 ));

@@ -3,12 +3,13 @@
 
 use super::Federation;
 use crate::timeline::TimelineError;
-use ruma::OwnedServerName;
+use ruma::{EventId, OwnedServerName};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{Engine, PartialRow, StoreError};
 
 /// Rooms whose members are fetched at the same time: each may hold a hundred megabytes.
@@ -23,6 +24,8 @@ const RENEW: Duration = waxwing_storage::LEASE_RENEW;
 const FIRST_WAIT: u64 = 200;
 /// The longest wait, milliseconds.
 const LONGEST_WAIT: u64 = 600_000;
+/// Joins of one room whose states are asked for in one attempt: more than one only where somebody left and came back.
+const MOST_JOINS: i64 = 20;
 /// Servers beside the one that let us in that are asked in one round.
 const MOST_SERVERS: usize = 20;
 
@@ -58,6 +61,20 @@ impl Federation {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
+    }
+
+    /// Asks one server for what is missing in each room whose turn it is, one room after the other: what the task does all
+    /// the time, for whoever drives it by hand. Gives how many rooms still lack members.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn fetch_members_now(&self) -> Result<usize, TimelineError> {
+        let limit = PARALLEL as i64;
+        let due = self.core.store.read().await?.partial_rooms_due(self.core.now(), limit).await?;
+        for partial in due {
+            self.attempt_or_later(&partial).await?;
+        }
+        Ok(self.core.store.read().await?.partial_rooms().await?.len())
     }
 
     /// Rooms to begin with now.
@@ -121,17 +138,48 @@ impl Federation {
     async fn attempt(&self, partial: &PartialRow) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         let store = &self.core.store;
-        let join = store.event(&partial.join_id).await.map_err(|error| text(&error))?;
-        let join = join.ok_or_else(|| "the join is gone".to_owned())?;
+        let mut conn = store.read().await.map_err(|error| text(&error))?;
+        let wanted = conn.partial_wanted(&partial.room_id, MOST_JOINS).await.map_err(|error| text(&error))?;
+        drop(conn);
         let servers = self.servers_to_ask(partial).await.map_err(|error| text(&error))?;
         let turn = usize::try_from(partial.attempts).unwrap_or_default() % servers.len().max(1);
         let server = servers.get(turn).ok_or_else(|| "no server is known".to_owned())?;
-        let prev = &join.event.prev_events;
-        let full = self.inbound.state_before_join(server, &partial.room_id, prev).await?;
-        if self.timeline.complete(partial, full).await.map_err(|error| text(&error))? {
+        for id in wanted {
+            let join = store.event(&id).await.map_err(|error| text(&error))?;
+            let join = join.ok_or_else(|| "the join is gone".to_owned())?;
+            let prev = &join.event.prev_events;
+            let full = match self.inbound.state_before_join(server, &partial.room_id, prev).await {
+                Ok(full) => Some(full),
+                // What came since an earlier join is judged by what is known of it, rather than never.
+                Err(error) if id != partial.join_id && partial.attempts >= servers.len() as i64 => {
+                    tracing::warn!(room = %partial.room_id, join = %id, error, "nobody has the state before a join");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            self.note_state(partial, &id, full).await.map_err(|error| text(&error))?;
+        }
+        if self.timeline.complete(partial).await.map_err(|error| text(&error))? {
             tracing::info!(room = %partial.room_id, %server, "the members of a room are here");
         }
         Ok(())
+    }
+
+    /// The whole state before a join is here: whoever goes on after a crash need not ask for it again.
+    async fn note_state(
+        &self,
+        partial: &PartialRow,
+        join: &EventId,
+        full: Option<NodeId>,
+    ) -> Result<(), StoreError> {
+        let input = Arc::new((partial.room_id.clone(), join.to_owned()));
+        self.core
+            .store
+            .write("state before a join", Vec::new(), move |tx| {
+                let input = Arc::clone(&input);
+                Box::pin(async move { tx.partial_fill(&input.0, &input.1, full).await })
+            })
+            .await
     }
 
     /// The server that let us in first, then others in an order that differs from room to room.

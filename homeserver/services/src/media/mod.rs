@@ -13,6 +13,7 @@ mod testing;
 mod thumbnail;
 mod tidy;
 mod upload;
+pub(crate) mod uses;
 mod webp;
 
 pub use objects::{BucketSettings, Objects};
@@ -75,6 +76,11 @@ pub struct MediaSettings {
     pub remote_cache_bytes: u64,
     /// How long a file of another server is kept that nobody looks at.
     pub remote_cache_age: Duration,
+    /// How long a file of this server's users is kept that nothing names which the server can read, and that nobody looks
+    /// at; none: for ever.
+    pub unused_age: Option<Duration>,
+    /// Such files go when they are older than any room keeps messages, too.
+    pub with_retention: bool,
 }
 
 impl Default for MediaSettings {
@@ -85,6 +91,8 @@ impl Default for MediaSettings {
             freeze_unauthenticated: true,
             remote_cache_bytes: 10 << 30,
             remote_cache_age: Duration::from_hours(90 * 24),
+            unused_age: None,
+            with_retention: false,
         }
     }
 }
@@ -323,11 +331,11 @@ impl Media {
         }
     }
 
-    /// Writes down that a file of another server was looked at: what nobody looks at goes first.
+    /// Writes down that a file was looked at: what nobody looks at goes first.
     fn note_access(&self, server: &ServerName, id: &str, row: &MediaRow) {
         let now = self.core.now() as i64;
         let noted = row.last_access_at + ACCESS_NOTED_EVERY.as_millis() as i64;
-        if *server == self.core.server_name || now < noted {
+        if now < noted {
             return;
         }
         let (store, input) = (self.core.store.clone(), Arc::new((server.to_string(), id.to_owned())));

@@ -51,6 +51,20 @@ impl Media {
         Ok(quarantine.await?)
     }
 
+    /// Protects a file, or ends that: no rule removes it, nor does a quarantine of everything of its uploader meet it.
+    ///
+    /// # Errors
+    /// [`MediaError::NotFound`] when it is not here.
+    pub async fn protect(&self, server: &ServerName, id: &str, on: bool) -> Result<(), MediaError> {
+        check_id(id)?;
+        let input = Arc::new((server.to_owned(), id.to_owned()));
+        let protect = self.core.store.write("media protect", Vec::new(), move |tx| {
+            let input = Arc::clone(&input);
+            Box::pin(async move { tx.media_protect(&input.0, &input.1, on).await })
+        });
+        if protect.await? { Ok(()) } else { Err(MediaError::NotFound) }
+    }
+
     /// Removes a file and its thumbnails for good. One of another server may be fetched again.
     ///
     /// # Errors

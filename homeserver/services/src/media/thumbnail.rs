@@ -209,8 +209,7 @@ impl Media {
         if (key.width, key.height) == WHOLE {
             (key.width, key.height) = SIZES[SIZES.len() - 1];
         }
-        let method = if key.crop { "crop" } else { "scale" };
-        let stored = format!("{id}~{}x{}-{method}-{}", key.width, key.height, key.animated);
+        let stored = stored_id(id, key);
         let here = Ask { remote: false, wait: Duration::ZERO, ..ask };
         let file = match self.find_stored(server, &stored, here).await {
             Err(MediaError::NotFound) => {
@@ -223,6 +222,20 @@ impl Media {
         let kind = file.content_type.as_deref().map(essence).unwrap_or_default();
         if ImageFormat::from_mime_type(kind).is_some() { Ok(file) } else { Err(MediaError::NoThumbnail) }
     }
+}
+
+/// Under what id another server's thumbnail of its file is kept.
+fn stored_id(id: &str, key: ThumbnailKey) -> String {
+    let method = if key.crop { "crop" } else { "scale" };
+    format!("{id}~{}x{}-{method}-{}", key.width, key.height, key.animated)
+}
+
+/// The ids under which thumbnails of another server's file may be kept.
+pub(super) fn fetched_ids(id: &str) -> impl Iterator<Item = String> + '_ {
+    let shapes = [(true, true), (true, false), (false, true), (false, false)];
+    SIZES.into_iter().flat_map(move |(width, height)| {
+        shapes.map(|(crop, animated)| stored_id(id, ThumbnailKey { width, height, crop, animated }))
+    })
 }
 
 #[cfg(test)]

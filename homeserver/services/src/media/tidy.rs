@@ -10,13 +10,13 @@ use std::time::Duration;
 use waxwing_storage::{CachedMedia, StoreError, StoreResult};
 
 /// Files that are forgotten in one transaction.
-const SLICE: i64 = 100;
+pub(super) const SLICE: i64 = 100;
 /// Slices of one kind in one turn: an hour's work that is bounded, and ten thousand files.
-const SLICES: usize = 100;
+pub(super) const SLICES: usize = 100;
 /// Between slices, so that requests come in between.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// A download that has begun may read an object for so long after it was forgotten.
-const READ_OUT: Duration = Duration::from_mins(10);
+pub(super) const READ_OUT: Duration = Duration::from_mins(10);
 /// What the object store does not remove is tried again after so long.
 const RETRY: Duration = Duration::from_hours(1);
 /// How long what a page said of itself, and its picture, are kept: clients show it for so long without asking again.
@@ -37,6 +37,8 @@ pub struct Tidied {
     pub crowded: u64,
     /// Files of erased users.
     pub erased: u64,
+    /// Files of this server's users that nothing names and nobody looked at for long.
+    pub unused: u64,
     /// Pages.
     pub previews: u64,
     /// Objects.
@@ -56,9 +58,10 @@ impl Media {
         let aged = self.forget_aged(now).await?;
         let crowded = self.forget_crowded().await?;
         let erased = self.forget_erased().await?;
+        let unused = self.forget_unused(now).await?;
         // What went a moment ago is due now.
         let objects = self.remove_due(self.core.now() as i64).await?;
-        Ok(Tidied { expired, aged, crowded, erased, previews, objects })
+        Ok(Tidied { expired, aged, crowded, erased, unused, previews, objects })
     }
 
     /// Another file of another server is here. Now and then looks whether there is room for more.
@@ -87,7 +90,15 @@ impl Media {
     }
 
     async fn forget_aged(&self, now: i64) -> StoreResult<u64> {
-        let before = now - self.shared.settings.remote_cache_age.as_millis() as i64;
+        self.forget_cached(now - self.shared.settings.remote_cache_age.as_millis() as i64).await
+    }
+
+    /// Forgets files of other servers that were last looked at before `before` (milliseconds since the epoch), ten
+    /// thousand at most. Gives how many went.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_cached(&self, before: i64) -> StoreResult<u64> {
         let mut forgotten = 0;
         for _ in 0..SLICES {
             let own = &self.core.server_name;

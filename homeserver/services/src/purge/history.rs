@@ -56,14 +56,17 @@ impl Purges {
         let roots: Vec<NodeId> = kept.iter().chain(&gone).filter_map(|stored| stored.state_before).collect();
         let before: Vec<OwnedEventId> =
             kept.iter().chain(&gone).flat_map(|stored| stored.event.prev_events.iter().cloned()).collect();
-        let input = Arc::new((job.row.purge_id.clone(), room, gone, kept, roots, before));
+        let named = self.named(&gone);
+        let own = self.core.server_name.clone();
+        let input = Arc::new((job.row.purge_id.clone(), room, own, gone, kept, roots, before, named));
         self.commit(job, Slice::More, move |tx| {
             let input = Arc::clone(&input);
             Box::pin(async move {
-                let (purge, room, gone, kept, roots, before) = &*input;
+                let (purge, room, own, gone, kept, roots, before, named) = &*input;
                 if gone.is_empty() && kept.is_empty() {
                     return Ok(());
                 }
+                named.note(tx, purge, own).await?;
                 tx.purge_events(gone, kept).await?;
                 tx.purge_nodes_add(purge, roots.iter().copied()).await?;
                 tx.backward_extremities_drop(room, before).await?;

@@ -4,12 +4,14 @@
 //! database, written in the transaction of each slice: whoever goes on after a crash, or another node, knows.
 //!
 //! Of a room's history the messages go. State events stay, without a place in the timeline, because what is left of
-//! the room is authorised by them; so do the ends of the room. Other servers keep what they have.
+//! the room is authorised by them; so do the ends of the room. Files go with the messages that named them. Other servers
+//! keep what they have.
 //! The shape of the endpoints is Synapse's:
 //! <https://element-hq.github.io/synapse/latest/admin_api/rooms.html#version-2-new-version>
 //! <https://element-hq.github.io/synapse/latest/admin_api/purge_history_api.html>
 
 mod history;
+mod media;
 mod nodes;
 mod policy;
 mod room;
@@ -120,6 +122,8 @@ pub struct Progress {
     pub rows: u64,
     /// Nodes of states that are gone.
     pub nodes: u64,
+    /// Files that are gone.
+    pub media: u64,
     /// Those who are to leave have been written down.
     listed: bool,
     /// Until when other servers may take what waits for them, milliseconds since the epoch.
@@ -190,6 +194,8 @@ pub struct Purges {
     owner: Arc<str>,
     /// When it is looked again for rooms with a policy, milliseconds since the epoch.
     next_look: Arc<AtomicU64>,
+    /// The files that profiles and account data name.
+    held: Arc<media::Held>,
 }
 
 impl Purges {
@@ -202,6 +208,7 @@ impl Purges {
             wake: Arc::default(),
             owner: opaque_id(16).into(),
             next_look: Arc::default(),
+            held: Arc::default(),
         }
     }
 
@@ -335,8 +342,14 @@ fn shown(row: PurgeRow) -> Result<Purge, PurgeError> {
 /// What was done so far, in words for people and log lines.
 impl std::fmt::Display for Purge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Progress { events, kept, rows, nodes, .. } = &self.progress;
-        let counts = BTreeMap::from([("events", events), ("hidden", kept), ("rows", rows), ("nodes", nodes)]);
+        let Progress { events, kept, rows, nodes, media, .. } = &self.progress;
+        let counts = BTreeMap::from([
+            ("events", events),
+            ("hidden", kept),
+            ("rows", rows),
+            ("nodes", nodes),
+            ("files", media),
+        ]);
         let what = match self.kind {
             PurgeKind::Room => "room",
             PurgeKind::History => "history of",

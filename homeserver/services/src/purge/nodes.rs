@@ -101,13 +101,6 @@ impl Purges {
         if free.await? > 0 {
             return Ok(Slice::More);
         }
-        let room = job.row.room_id.clone();
-        let next = PurgePhase::Complete;
-        self.commit(job, Slice::Next(next), move |tx| {
-            let room = room.clone();
-            Box::pin(async move { Ok(tx.room_unblock(&room, true).await?) })
-        })
-        .await?;
-        Ok(Slice::Next(next))
+        self.turn_page(job, PurgePhase::Media).await
     }
 }

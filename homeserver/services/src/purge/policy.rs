@@ -2,6 +2,7 @@
 //! <https://github.com/matrix-org/matrix-spec-proposals/blob/main/proposals/1763-configurable-retention-periods.md>
 
 use super::{Before, HistoryPurge, PurgeError, Purges};
+use crate::media::uses::LONGEST;
 use ruma::events::StateEventType;
 use ruma::{OwnedRoomId, RoomId};
 use serde::Deserialize;
@@ -77,33 +78,45 @@ impl Purges {
         }
         self.forget_old().await?;
         let mut after = String::new();
+        let mut longest = Some(Duration::ZERO);
         loop {
             let rooms = self.core.store.read().await?.rooms_scan(&after, ROOMS).await?;
             let Some(last) = rooms.last() else { break };
             after = last.to_string();
             for room in rooms {
-                self.retain(room, now).await?;
+                let lifetime = self.retain(room, now).await?;
+                longest = longest.zip(lifetime).map(|(longest, Lifetime(lifetime))| longest.max(lifetime));
             }
         }
+        // A file in an encrypted message may be in any room.
+        let longest = match longest.filter(|longest| !longest.is_zero()) {
+            Some(longest) => longest.as_millis().to_string(),
+            None => "for ever".to_owned(),
+        };
         self.core
             .store
             .write("retention", Vec::new(), move |tx| {
-                Box::pin(async move { tx.setting_save(LAST, &now.to_string()).await })
+                let longest = longest.clone();
+                Box::pin(async move {
+                    tx.setting_save(LONGEST, &longest).await?;
+                    tx.setting_save(LAST, &now.to_string()).await
+                })
             })
             .await
             .map_err(PurgeError::Store)
     }
 
-    async fn retain(&self, room: OwnedRoomId, now: u64) -> Result<(), PurgeError> {
-        let Some(Lifetime(lifetime)) = self.lifetime(&room).await? else { return Ok(()) };
+    /// Forgets what is too old in a room. Gives how long its messages live.
+    async fn retain(&self, room: OwnedRoomId, now: u64) -> Result<Option<Lifetime>, PurgeError> {
+        let Some(Lifetime(lifetime)) = self.lifetime(&room).await? else { return Ok(None) };
         let before = now.saturating_sub(lifetime.as_millis() as u64);
         if !self.has_messages_before(&room, before).await? {
-            return Ok(());
+            return Ok(Some(Lifetime(lifetime)));
         }
         let wanted = HistoryPurge { before: Before::Time(before), local: true };
         match self.purge_history(&room, wanted).await {
-            Err(PurgeError::UnderWay) => Ok(()),
-            begun => begun.map(drop),
+            Err(PurgeError::UnderWay) => Ok(Some(Lifetime(lifetime))),
+            begun => begun.map(|_| Some(Lifetime(lifetime))),
         }
     }
 

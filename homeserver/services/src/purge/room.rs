@@ -179,11 +179,13 @@ impl Purges {
         job.progress.events += batch.len() as u64;
         metrics::counter!("waxwing_purged_events_total").increment(batch.len() as u64);
         let roots: Vec<NodeId> = batch.iter().filter_map(|stored| stored.state_before).collect();
-        let input = Arc::new((job.row.purge_id.clone(), batch, roots));
+        let named = self.named(&batch);
+        let input = Arc::new((job.row.purge_id.clone(), self.core.server_name.clone(), batch, roots, named));
         self.commit(job, Slice::More, move |tx| {
             let input = Arc::clone(&input);
             Box::pin(async move {
-                let (purge, batch, roots) = &*input;
+                let (purge, own, batch, roots, named) = &*input;
+                named.note(tx, purge, own).await?;
                 tx.purge_events(batch, &[]).await?;
                 Ok(tx.purge_nodes_add(purge, roots.iter().copied()).await?)
             })

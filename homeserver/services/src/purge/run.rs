@@ -127,6 +127,7 @@ impl Purges {
                 PurgePhase::Rest => self.ends_slice(&mut job).await?,
                 PurgePhase::Nodes => self.nodes_slice(&mut job).await?,
                 PurgePhase::Shrinking => self.shrink_slice(&mut job).await?,
+                PurgePhase::Media => self.media_slice(&mut job).await?,
                 PurgePhase::Complete | PurgePhase::Failed => return Ok(()),
             };
             metrics::counter!("waxwing_purge_slices_total").increment(1);
@@ -134,9 +135,9 @@ impl Purges {
                 Slice::Wait => return Ok(()),
                 Slice::More => {}
                 Slice::Next(next) => {
-                    let Progress { events, kept, rows, nodes, .. } = &job.progress;
+                    let Progress { events, kept, rows, nodes, media, .. } = &job.progress;
                     let (id, room) = (&job.row.purge_id, &job.row.room_id);
-                    tracing::info!(purge = id, %room, phase = ?next, events, kept, rows, nodes, "purging");
+                    tracing::info!(purge = id, %room, phase = ?next, events, kept, rows, nodes, media, "purging");
                     job.row.phase = next;
                 }
             }

@@ -206,8 +206,7 @@ pub(crate) async fn append_built(
     }
     let (after, entry) = (row.state_root, event.state_entry());
     append_at(core, tx, row, Arc::clone(&event), before).await?;
-    effects::servers_follow(core, tx, (before, after), &event, &entry);
-    Ok(())
+    effects::servers_follow(core, tx, (before, after), &event, &entry).await
 }
 
 /// Appends an event to a room whose state is brought up to date already; `before` is the state before the event.

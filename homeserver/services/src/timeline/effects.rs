@@ -233,16 +233,16 @@ pub(crate) async fn destinations(
     Ok(Some(tx.servers_in_state(&event.room_id, before, &core.server_name).await?))
 }
 
-/// After an event the servers in the room are those from before, unless it put out one of another server's users: who was
-/// the last of a server is asked when somebody wants to know. `changed`: the entries in which the state after it, at
+/// After an event, which the table of members knows, the servers in the room are those from before, with the one of a user who
+/// came, without the one whose last user went. `changed`: the entries in which the state after it, at
 /// `after`, differs from the one at `before`.
-pub(crate) fn servers_follow<'a>(
+pub(crate) async fn servers_follow<'a>(
     core: &Core,
     tx: &mut Tx,
     (before, after): (NodeId, NodeId),
     event: &Event,
     changed: impl IntoIterator<Item = &'a StateKey>,
-) {
+) -> Result<(), TimelineError> {
     let mut members = changed.into_iter().filter(|key| key.0 == StateEventType::RoomMember);
     let (first, more) = (members.next(), members.next());
     match (first, member_row(event)) {
@@ -252,10 +252,14 @@ pub(crate) fn servers_follow<'a>(
                 tx.servers_carry(before, after, None);
             } else if row.membership == "join" {
                 tx.servers_carry(before, after, Some(row.user_id.server_name()));
+            } else {
+                let server = row.user_id.server_name();
+                tx.servers_carry_less(&row.room_id, (before, after), server).await?;
             }
         }
         _ => {}
     }
+    Ok(())
 }
 
 /// And the one that it brings in or puts out: the server of the user whose membership changes, except when the change

@@ -83,6 +83,8 @@ pub enum TimelineError {
         errcode: String,
         /// Its words.
         error: String,
+        /// How long it asks to wait.
+        retry_after: Option<std::time::Duration>,
     },
     /// No server that could help answered.
     #[error("no server of the room can be reached: {0}")]

@@ -38,7 +38,7 @@ impl Timeline {
         mut content: Map<String, Value>,
     ) -> Result<(), TimelineError> {
         content.insert("membership".to_owned(), "invite".into());
-        super::partial::wait_for_members(&self.core, room, super::partial::WAIT).await?;
+        super::partial::wait_for_members(&self.core, room, self.patience.members).await?;
         self.ask_for_user(target).await?;
         if self.core.is_local(target) {
             content.extend(super::membership::profile_content(&self.core, target).await?);

@@ -157,7 +157,7 @@ impl Timeline {
         let sealed = sealed::check_local_join(&joined.create, encryption.map(|event| &**event), &policy);
         self.accept_joined(joined).await?;
         self.members_wanted.notify_waiters();
-        partial::wait_for_members(&self.core, &join.room, partial::GRACE).await?;
+        partial::wait_for_members(&self.core, &join.room, self.patience.join).await?;
         if let Err(refusal) = sealed {
             // The room turned out to be one that our people could not read. Out again, as soon as we can see it.
             self.leave(&join.author, &join.room, None).await?;
@@ -354,6 +354,7 @@ pub(crate) fn remote_error(error: RemoteError) -> TimelineError {
             status: refusal.status.as_u16(),
             errcode: refusal.errcode,
             error: refusal.error,
+            retry_after: refusal.retry_after,
         },
         RemoteError::IncompatibleVersion(version) => TimelineError::IncompatibleVersion(version),
         RemoteError::Unreachable(why) | RemoteError::Invalid(why) => TimelineError::Unreachable(why),

@@ -36,7 +36,7 @@ impl Timeline {
         reason: Option<String>,
     ) -> Result<(), TimelineError> {
         // Whether the target is in the room may not be known yet.
-        partial::wait_for_members(&self.core, room, partial::WAIT).await?;
+        partial::wait_for_members(&self.core, room, self.patience.members).await?;
         super::ends::note(room, self.join_ends(room).await)?;
         let mut content = Map::new();
         let membership = if removal == Removal::Ban { "ban" } else { "leave" };

@@ -39,6 +39,7 @@ use crate::Core;
 use crate::appservices::Queries;
 use ruma::{OwnedUserId, RoomAliasId, RoomId, UserId};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 use waxwing_federation::remote::RemoteMemberships;
 use waxwing_rooms::sealed::{Plaintext, SealPolicy};
@@ -70,13 +71,53 @@ pub struct Timeline {
     pub(crate) queries: Option<Queries>,
     /// Told when a room was joined whose members are to be fetched.
     pub(crate) members_wanted: Arc<Notify>,
+    pub(crate) patience: Patience,
+}
+
+/// How long is waited for the members of a room that was joined without them, and how much is done at once when they are
+/// here.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// By a join: most rooms are small, and then nobody sees that anything was missing.
+    pub join: Duration,
+    /// By a request that needs all members: about as long as clients wait for an answer.
+    pub members: Duration,
+    /// By a request of another server that needs them.
+    pub elsewhere: Duration,
+    /// Events since the join that are judged again, and written, at once.
+    pub slice: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            join: Duration::from_millis(300),
+            members: partial::WAIT,
+            elsewhere: Duration::from_secs(30),
+            // A write of some ten milliseconds.
+            slice: 200,
+        }
+    }
 }
 
 impl Timeline {
     /// Over the database of `core`; `remote` makes memberships in rooms that only other servers are in (none without
     /// federation).
     pub fn new(core: Core, remote: Option<RemoteMemberships>) -> Timeline {
-        Timeline { core, remote, queries: None, members_wanted: Arc::default() }
+        Timeline {
+            core,
+            remote,
+            queries: None,
+            members_wanted: Arc::default(),
+            patience: Patience::default(),
+        }
+    }
+
+    /// Waits for members as long as this, not as long as usual.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Timeline {
+        self.patience = patience;
+        self
     }
 
     /// Asks application services for users that are invited and are not there.

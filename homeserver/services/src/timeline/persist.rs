@@ -246,7 +246,7 @@ async fn put_joined(
             newest_ts: 0,
         },
     };
-    partial::mark(core, tx, &mut row, joined).await?;
+    partial::mark(core, tx, &mut row, joined, before).await?;
     let entry =
         join.state_entry().ok_or_else(|| TimelineError::Internal("a join that is no state".to_owned()))?;
     row.state_root = tx.state_update(before, &[(entry, Some(join.event_id.clone()))]).await?;
@@ -360,8 +360,7 @@ impl Work {
         if won {
             effects::apply(core, tx, &self.version, step.state_root, event).await?;
         }
-        effects::servers_follow(core, tx, (before, step.state_root), event, &changed);
-        Ok(())
+        effects::servers_follow(core, tx, (before, step.state_root), event, &changed).await
     }
 
     /// Redactions that came before this event.

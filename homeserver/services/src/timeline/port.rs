@@ -99,8 +99,7 @@ impl waxwing_federation::ports::Timeline for Timeline {
 
     async fn has_server(&self, room: &RoomId, server: &ServerName) -> PortResult<bool> {
         let mut conn = self.core.store.read().await.map_err(PortError::new)?;
-        let servers = conn.servers_in(room).await.map_err(PortError::new)?;
-        Ok(servers.iter().any(|other| other == server))
+        conn.server_is_in(room, server).await.map_err(PortError::new)
     }
 
     async fn events_flags(

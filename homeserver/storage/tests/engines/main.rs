@@ -6,6 +6,7 @@ mod claims;
 mod graph;
 mod hints;
 mod letters;
+mod media;
 mod migrations;
 mod outgoing;
 mod partial;

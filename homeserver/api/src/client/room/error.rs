@@ -3,7 +3,13 @@
 use crate::error::ApiError;
 use http::StatusCode;
 use ruma::api::error::ErrorCode;
+use std::time::Duration;
 use waxwing_services::timeline::TimelineError;
+
+/// What a client is told to wait when another server has enough and does not say for how long.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// And at most, whatever that server says: it would else silence people for as long as it likes.
+const LONGEST_RETRY: Duration = Duration::from_mins(10);
 
 impl From<TimelineError> for ApiError {
     fn from(error: TimelineError) -> ApiError {
@@ -54,7 +60,9 @@ impl From<TimelineError> for ApiError {
             TimelineError::InviteBlocked => {
                 ApiError::custom(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", "Invitations are blocked")
             }
-            TimelineError::Remote { status, errcode, error } => remote(status, &errcode, &error),
+            TimelineError::Remote { status, errcode, error, retry_after } => {
+                remote(status, &errcode, &error, retry_after)
+            }
             TimelineError::Unreachable(why) => ApiError::new(
                 StatusCode::BAD_GATEWAY,
                 ErrorCode::Unknown,
@@ -79,7 +87,12 @@ impl From<TimelineError> for ApiError {
 }
 
 /// Another server's refusal. Its complaints about the request itself are ours to bear, not the client's.
-fn remote(status: u16, errcode: &str, error: &str) -> ApiError {
+fn remote(status: u16, errcode: &str, error: &str, retry_after: Option<Duration>) -> ApiError {
+    if status == StatusCode::TOO_MANY_REQUESTS.as_u16() {
+        let wait = retry_after.unwrap_or(RETRY_AFTER).min(LONGEST_RETRY);
+        let answer = ApiError::limit_exceeded(wait);
+        return if error.is_empty() { answer } else { answer.with("error", error) };
+    }
     let ours = matches!(errcode, "M_MISSING_PARAM" | "M_INVALID_PARAM" | "M_BAD_JSON" | "M_NOT_JSON");
     match StatusCode::from_u16(status) {
         Ok(status) if status.is_client_error() && !ours && status != StatusCode::UNAUTHORIZED => {

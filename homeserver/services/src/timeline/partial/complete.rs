@@ -1,6 +1,7 @@
-//! The members of a room are here: what changes by that, in one transaction against the room's revision.
+//! The members of a room are here: what changes by that in its current state, in one transaction against the room's
+//! revision. The events since the join were judged before, a slice at a time.
 
-use super::recompute::{Again, Plan};
+use super::plan::{KEPT_BACK, Pending, Plan};
 use crate::timeline::error::TimelineError;
 use crate::timeline::persist::state_moved;
 use crate::timeline::{Timeline, effects};
@@ -9,7 +10,7 @@ use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_rooms::state_tree::{Change, NodeId};
+use waxwing_rooms::state_tree::Change;
 use waxwing_storage::{EventFlags, Fact, MemberRow, NewRow, PartialRow, Place, RoomRow, Tx};
 
 /// How often events may come between working out the states and committing them. Each time it is only those that came
@@ -19,15 +20,20 @@ const ATTEMPTS: usize = 100;
 const CHUNK: usize = 1000;
 
 impl Timeline {
-    /// The whole state before the join is `full`: brings the room up to it. `false` when nothing was missing any more.
+    /// The whole states before our joins are noted: brings the room up to them. `false` when nothing was missing any more,
+    /// or something is still.
     ///
     /// # Errors
     /// [`TimelineError::Raced`] when events come faster than they can be judged.
-    pub(crate) async fn complete(&self, partial: &PartialRow, full: NodeId) -> Result<bool, TimelineError> {
+    pub(crate) async fn complete(&self, partial: &PartialRow) -> Result<bool, TimelineError> {
         for _ in 0..ATTEMPTS {
             let row = self.core.store.read().await?.room_load(&partial.room_id).await?;
             let Some(row) = row.filter(|row| row.partial) else { return Ok(false) };
-            let mut plan = self.plan(&row, partial, full).await?;
+            while self.judge_slice(&row).await? {}
+            // As it is after the last slice.
+            let row = self.core.store.read().await?.room_load(&partial.room_id).await?;
+            let Some(row) = row.filter(|row| row.partial) else { return Ok(false) };
+            let Some(mut plan) = self.plan(&row, partial).await? else { return Ok(false) };
             plan.members = self.members_ahead(&plan).await?;
             let plan = Arc::new(plan);
             let (core, partial) = (self.core.clone(), partial.clone());
@@ -93,13 +99,13 @@ async fn commit(
     if tx.partial_room(room).await?.as_ref().map(|now| &now.join_id) != Some(&partial.join_id) {
         return Ok(Committed::Another);
     }
-    if row.revision != plan.row.revision {
+    if row.revision != plan.row.revision || !tx.partial_unjudged(room, 1).await?.is_empty() {
         return Ok(Committed::Raced);
     }
     let told = tx.partial_servers(room).await?;
     let changed = tx.device_lists_changed_in(room, partial.since).await?;
     let held = tx.device_lists_held(room).await?;
-    verdicts(tx, plan).await?;
+    kept_back(tx, plan).await?;
     row.state_root = plan.current;
     row.extremities.clone_from(&plan.extremities);
     row.partial = false;
@@ -131,16 +137,16 @@ async fn commit(
     Ok(Committed::Yes)
 }
 
-/// Writes the states before the events, and the verdicts. Those that are to be shown are unplaced, for [`show`].
-async fn verdicts(tx: &mut Tx, plan: &Plan) -> Result<(), TimelineError> {
-    for again in plan.events.iter().filter(|again| again.changed()) {
-        let id = &again.stored.event.event_id;
-        let flags = if again.appears() { EventFlags::OUTLIER } else { again.flags };
-        tx.event_set_state(id, again.before, flags).await?;
-        let row = NewRow::new(Fact::EventChanged).room(plan.row.room_id.clone()).reference(id.as_str());
-        tx.log_append(row.data("state"));
-        if again.flags.rejected && !again.stored.flags.rejected {
-            tracing::info!(event = %id, "rejected, now that all members are known");
+/// The verdicts on the events that had been kept back. Those that are to be shown are unplaced, for [`show`].
+async fn kept_back(tx: &mut Tx, plan: &Plan) -> Result<(), TimelineError> {
+    for pending in &plan.pending {
+        let (stored, id) = (&pending.stored, &pending.stored.event.event_id);
+        let flags = if pending.appears { EventFlags::OUTLIER } else { KEPT_BACK };
+        if flags != stored.flags {
+            tx.event_set_flags(id, flags).await?;
+            tx.log_append(
+                NewRow::new(Fact::EventChanged).room(plan.row.room_id.clone()).reference(id.as_str()),
+            );
         }
     }
     Ok(())
@@ -179,13 +185,14 @@ fn is_new_member(core: &Core, change: &Change) -> bool {
 /// Puts events that had been kept back at the end of the timeline. Where another event holds the entry of one of them
 /// by now, a row after it says so.
 async fn show(tx: &mut Tx, plan: &Plan) -> Result<(), TimelineError> {
-    for Again { stored, before, .. } in plan.events.iter().filter(|again| again.appears()) {
+    for Pending { stored, .. } in plan.pending.iter().filter(|pending| pending.appears) {
         let event = &stored.event;
+        let before = stored.state_before.unwrap_or(plan.current);
         let log_row = effects::log_row(event);
         let relation = effects::relation(event);
-        tx.event_put(Arc::clone(event), EventFlags::NONE, Some(*before), Place::Live, log_row, relation);
+        tx.event_put(Arc::clone(event), EventFlags::NONE, Some(before), Place::Live, log_row, relation);
         if event.kind == TimelineEventType::RoomRedaction && !event.is_state() {
-            effects::redaction(tx, &plan.row.version, *before, event).await?;
+            effects::redaction(tx, &plan.row.version, before, event).await?;
         }
         let Some(key) = event.state_entry() else { continue };
         let holds = tx.state().get(plan.current, key.0.clone(), &key.1).await?;
@@ -209,17 +216,14 @@ async fn newest_of_ours(
     room: &RoomId,
     servers: &[&OwnedServerName],
 ) -> Result<(), TimelineError> {
-    let newest =
-        plan.events.iter().skip(1).rev().find(|again| {
-            again.flags.visible() && again.stored.event.sender.server_name() == core.server_name
-        });
+    let newest = plan.newest_of_ours.as_ref();
     let Some(newest) = newest.filter(|_| !servers.is_empty() && core.settings.federation) else {
         return Ok(());
     };
     let now = tx.servers_in(room).await?;
     for server in servers.iter().filter(|server| now.contains(server)) {
         let slot = tx.log_append(NewRow::new(Fact::Outbox).reference(server.as_str()));
-        let id = newest.stored.event.event_id.clone();
+        let id = newest.clone();
         tx.outbox_put((*server).clone(), slot, Some(room.to_owned()), Some(id), None);
     }
     Ok(())

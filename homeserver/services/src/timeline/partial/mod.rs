@@ -3,12 +3,15 @@
 //!
 //! Until then the room's state lacks members, and so do the states before the events that come meanwhile. Such an event
 //! is judged with the help of the members that it names as authorising it. When the whole state before the join is
-//! here, the states before all of these events are worked out again in their order, the verdicts on them with it, and
-//! what that changes is committed at once against the room's revision (`complete`).
+//! here, the states before all of these events are worked out again in their order, the verdicts on them with it, a slice
+//! at a time (`judge`); what that changes in the room's current state is committed at the end against its revision
+//! (`complete`). Somebody may join anew meanwhile, after a gap: then that join is one of these events, and the state before
+//! it is asked for, too.
 //! <https://spec.matrix.org/v1.19/server-server-api/#put_matrixfederationv2send_joinroomideventid>
 
 mod complete;
-mod recompute;
+mod judge;
+mod plan;
 
 use super::Timeline;
 use super::error::TimelineError;
@@ -29,8 +32,6 @@ use waxwing_storage::{Fact, NewRow, RoomRow, StoreResult, Tx};
 
 /// A request that needs all members waits no longer: about as long as clients wait for an answer.
 pub(crate) const WAIT: Duration = Duration::from_secs(90);
-/// A join waits so long for the members: most rooms are small, and then nobody sees that anything was missing.
-pub(super) const GRACE: Duration = Duration::from_millis(300);
 /// How often the room's row is looked at where no hint comes.
 const LOOK: Duration = Duration::from_secs(1);
 /// Servers of a room that are remembered until its members are here: more than any room has.
@@ -58,28 +59,28 @@ pub(crate) async fn wait_for_members(core: &Core, room: &RoomId, limit: Duration
     }
 }
 
-/// Marks the room, which is about to be put, as one whose members are missing, or no longer.
+/// Marks the room, which is about to be put, as one whose members are missing. `before`: the state before the join, as it
+/// was told.
 pub(super) async fn mark(
     core: &Core,
     tx: &mut Tx,
     row: &mut RoomRow,
     joined: &JoinedRoom,
+    before: NodeId,
 ) -> Result<(), TimelineError> {
-    if joined.members_omitted {
-        let mut servers: BTreeSet<OwnedServerName> =
-            joined.servers_in_room.iter().take(MOST_SERVERS).cloned().collect();
-        servers.insert(joined.resident.clone());
-        servers.remove(&core.server_name);
-        let servers: Vec<OwnedServerName> = servers.into_iter().collect();
-        tx.partial_begin(&row.room_id, &joined.join.event_id, &joined.resident, &servers).await?;
-    } else if row.partial {
-        tx.partial_end(&row.room_id).await?;
-    } else {
+    // With members again while those of an earlier join are missing: what came between the two still lacks them.
+    if !joined.members_omitted && !row.partial {
         return Ok(());
     }
-    row.partial = joined.members_omitted;
-    let what = if row.partial { "partial" } else { "complete" };
-    tx.log_append(NewRow::new(Fact::Room).room(row.room_id.clone()).data(what));
+    let mut servers: BTreeSet<OwnedServerName> =
+        joined.servers_in_room.iter().take(MOST_SERVERS).cloned().collect();
+    servers.insert(joined.resident.clone());
+    servers.remove(&core.server_name);
+    let servers: Vec<OwnedServerName> = servers.into_iter().collect();
+    let (join, whole) = (&joined.join.event_id, Some(before).filter(|_| !joined.members_omitted));
+    tx.partial_begin(&row.room_id, join, &joined.resident, &servers, whole).await?;
+    row.partial = true;
+    tx.log_append(NewRow::new(Fact::Room).room(row.room_id.clone()).data("partial"));
     Ok(())
 }
 

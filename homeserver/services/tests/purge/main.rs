@@ -1,5 +1,7 @@
 //! Rooms and history that are forgotten: what goes, what stays, and that a crash in the middle costs nothing.
 
+mod media;
+
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::value::{RawValue, to_raw_value};
