@@ -134,8 +134,8 @@ fn settle(
             (Some(Place::Outside | Place::Entered), _) | (None, Some(Known::Number(0))) => continue,
             (Some(Place::Number(number)), _) | (None, Some(Known::Number(number))) => Auth::Number(*number),
             (Some(Place::New(new)), _) => Auth::New(*new),
-            (Some(Place::Unplaced), _) | (None, _) if forced => continue,
-            (Some(Place::Unplaced), _) | (None, _) => return Place::Unplaced,
+            (Some(Place::Unplaced) | None, _) if forced => continue,
+            (Some(Place::Unplaced) | None, _) => return Place::Unplaced,
         };
         auth.push(at);
     }
