@@ -18,7 +18,7 @@ use waxwing_federation::signing::{Incoming, verify_request};
 use waxwing_federation::transport::{Request, Response, Transport, TransportError, WebRequest};
 
 /// Old transactions that may come again.
-const ECHOES: usize = 50;
+pub const ECHOES: usize = 50;
 
 /// What is wrong with the network at the moment.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Servers, the people on them, and what happens to them.
 
 use crate::dice::Dice;
-use crate::net::{Link, Net};
+use crate::net::{ECHOES, Link, Net};
 use crate::node::{Act, Node, View};
 use crate::pure::Pure;
 use crate::whole::Whole;
@@ -51,6 +51,7 @@ pub struct World {
     pub speechless: BTreeSet<(usize, OwnedRoomId)>,
     open: BTreeMap<(usize, OwnedServerName), Open>,
     failing: BTreeMap<(usize, OwnedServerName), u64>,
+    echoes: Vec<(usize, OwnedServerName, Open)>,
 }
 
 fn server_name(index: usize) -> OwnedServerName {
@@ -96,6 +97,7 @@ impl World {
             speechless: BTreeSet::new(),
             open: BTreeMap::new(),
             failing: BTreeMap::new(),
+            echoes: Vec::new(),
         }
     }
 
@@ -155,7 +157,7 @@ impl World {
             }
             self.flush().await;
             // Half of the servers begin without the members of others.
-            if self.dice.chance(50) {
+            if self.kind == Kind::Whole && self.dice.chance(50) {
                 self.take_members(false).await;
             }
         }
@@ -165,18 +167,24 @@ impl World {
     pub async fn step(&mut self) {
         let millis = 1 + self.dice.draw() % 4000;
         self.pass(millis);
-        match self.dice.below(100) {
-            0..43 => self.somebody_acts().await,
-            43..73 => {
+        // Of a hundred: acts, deliveries, weather, echoes, staged events, members, hours that pass; the rest is foul play.
+        let bounds = match self.kind {
+            Kind::Pure => [45, 75, 84, 88, 90, 90, 92],
+            Kind::Whole => [43, 73, 82, 86, 88, 91, 93],
+        };
+        let roll = self.dice.below(100);
+        match bounds.iter().position(|bound| roll < *bound) {
+            Some(0) => self.somebody_acts().await,
+            Some(1) => {
                 for _ in 0..=self.dice.below(3) {
                     self.deliver_some().await;
                 }
             }
-            73..82 => self.weather(),
-            82..86 => self.echo().await,
-            86..88 => self.take_staged().await,
-            88..91 => self.take_members(true).await,
-            91..93 => self.pass(2 * CATCH_UP_AFTER),
+            Some(2) => self.weather(),
+            Some(3) => self.echo().await,
+            Some(4) => self.take_staged().await,
+            Some(5) => self.take_members(true).await,
+            Some(6) => self.pass(2 * CATCH_UP_AFTER),
             _ => crate::hostile::strike(self).await,
         }
     }
@@ -223,11 +231,27 @@ impl World {
         node.delivered(to, open.upto).await;
         self.open.remove(&key);
         self.failing.remove(&key);
+        if self.echoes.len() < ECHOES {
+            self.echoes.push((from, to.clone(), open));
+        }
         true
     }
 
     /// A transaction that was accepted comes once more, long after.
     async fn echo(&mut self) {
+        if self.kind == Kind::Whole {
+            self.echo_of_the_network().await;
+            return;
+        }
+        if self.echoes.is_empty() {
+            return;
+        }
+        let (from, to, open) = self.dice.pick(&self.echoes).clone();
+        let sent = self.nodes[from].client().send_transaction(&to, &open.txn, &open.body).await;
+        self.note(format!("{} repeats {} to {to}: {sent:?}", self.nodes[from].name(), open.txn));
+    }
+
+    async fn echo_of_the_network(&mut self) {
         let Some((from, request)) = self.net.accepted(|count| self.dice.below(count)) else { return };
         let (path, to) = (request.path_and_query.clone(), request.destination.clone());
         let link = Link { net: Arc::clone(&self.net), from: from.clone() };

@@ -42,7 +42,7 @@ async fn open(dir: &tempfile::TempDir, clock: Clock) -> (Core, Timeline) {
             plaintext: PlaintextPolicy { accept: true, ..PlaintextPolicy::default() },
             default_room_version: RoomVersionId::V12,
             presence: false,
-            max_upload_bytes: 1,
+            max_upload_bytes: 1000,
             password: PasswordCost { memory_kib: 8, iterations: 1 },
             everyone_publishes_rooms: true,
             federation: false,

@@ -21,7 +21,9 @@ fn own() -> &'static ServerName {
 
 async fn upload(media: &Media, name: &str) -> String {
     let upload = Upload { user: user(name), content_type: None, file_name: None, length: None };
-    media.upload(upload, stream::iter([Ok::<_, std::io::Error>(Bytes::from("x"))])).await.unwrap()
+    // No two are alike: what is done to one under quarantine is done to all with the same bytes.
+    let bytes = Bytes::from(waxwing_model::opaque_id(8));
+    media.upload(upload, stream::iter([Ok::<_, std::io::Error>(bytes)])).await.unwrap()
 }
 
 fn uri(id: &str) -> String {
