@@ -112,6 +112,7 @@ mod tests {
                 path: config.media.path.clone(),
                 store: config.media.store.clone(),
                 user_quota_info: config.media.user_quota_info.clone(),
+                unused_days: config.media.unused_days,
                 s3: S3 {
                     endpoint: config.media.s3.endpoint.clone(),
                     access_key_id: config.media.s3.access_key_id.clone(),
