@@ -2,6 +2,7 @@
 
 use crate::elsewhere::Way;
 use futures_util::{StreamExt, stream};
+use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, ServerName, UserId};
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
@@ -258,11 +259,12 @@ impl Home {
     pub async fn measure_states(&self) {
         let root = self.root().await;
         let now = self.entries().await;
-        for changes in [1, 10, 100] {
-            let other = with_last_names(&now, changes);
+        for (changes, known) in [(1, true), (10, true), (100, true), (1, false)] {
+            let other = self.with_last_names(&now, changes, known).await;
             let (other, apart, took) = self.difference(root, &other).await;
             assert_eq!(apart, changes);
-            println!("states that differ in {changes:<3}{took:>9.2} ms to find what differs, by their trees");
+            let what = if known { "states that differ in" } else { "one that lacks" };
+            println!("{what:<21} {changes:<3}{took:>9.2} ms to find what differs, by their trees");
             let (asked, took) = self.resolution(root, other).await;
             println!("  made one              {took:>10.2} ms, {asked} lookups in the database");
         }
@@ -272,8 +274,8 @@ impl Home {
         let store = &self.core.store;
         let changes = {
             let now = self.entries().await;
-            let gone = now.into_keys().filter(|key| !other.contains_key(key));
-            Arc::new(gone.map(|key| (key, None)).collect::<Vec<_>>())
+            let changed = now.into_iter().filter(|(key, id)| other.get(key) != Some(id));
+            Arc::new(changed.map(|(key, _)| (key.clone(), other.get(&key).cloned())).collect::<Vec<_>>())
         };
         let other = store
             .write("other state", Vec::new(), move |tx| {
@@ -288,6 +290,28 @@ impl Home {
             found = store.state(&mut conn).diff(root, other).await.expect("a difference").len();
         }
         (other, found, began.elapsed().as_secs_f64() * 1000.0 / ROUNDS as f64)
+    }
+
+    /// The state as it would be had some members kept their last names; or, unless they are `known`, had never come.
+    async fn with_last_names(&self, now: &StateMap, changes: usize, known: bool) -> StateMap {
+        let mut other = now.clone();
+        let mut left = changes;
+        let members = now.iter().filter(|(key, _)| key.0 == StateEventType::RoomMember);
+        for (key, id) in members.filter(|(key, _)| key.1.starts_with("@member")) {
+            if left == 0 {
+                break;
+            }
+            let event = self.core.store.event(id).await.expect("events").expect("the event");
+            let auth = self.core.store.events(&event.event.auth_events).await.expect("events");
+            let last = auth.values().find(|stored| stored.event.is_state_of(&key.0, &key.1));
+            match (known, last) {
+                (true, Some(last)) => drop(other.insert(key.clone(), last.event.event_id.clone())),
+                (true, None) => continue,
+                (false, _) => drop(other.remove(key)),
+            }
+            left -= 1;
+        }
+        other
     }
 
     /// As for an event that follows both: how often the database was asked, the first time, and the time on average, ms.
@@ -307,15 +331,4 @@ fn user(name: &str) -> OwnedUserId {
 
 fn member(number: usize) -> OwnedUserId {
     user(&format!("member{number}"))
-}
-
-/// The state as it would be had some members kept their last names.
-fn with_last_names(now: &StateMap, changes: usize) -> StateMap {
-    let mut other = now.clone();
-    let members =
-        now.keys().filter(|key| key.0.to_string() == "m.room.member" && key.1.starts_with("@member"));
-    for key in members.take(changes) {
-        other.remove(key);
-    }
-    other
 }

@@ -63,7 +63,7 @@ pub struct Loaded {
 /// The descendants of some nodes among those that came later.
 #[derive(Debug, Clone)]
 pub(crate) struct Later {
-    /// Whose descendants they are.
+    /// Whose descendants they are: those who were asked for first, some of whom were found to be agreed since.
     pub(crate) of: BTreeSet<u64>,
     /// How far the room's nodes were looked through.
     pub(crate) upto: u64,
@@ -118,14 +118,22 @@ impl Loaded {
             Some(later) if of.is_subset(&later.of) && later.upto <= after => later,
             _ => Later { of: of.clone(), upto: after, complete: false, kin: BTreeMap::new() },
         };
-        // What only the others led to is not wanted any more.
-        later.kin = descendants(&of, later.kin.into_values());
-        later.of = of;
+        let of_kin = |node: &AuthNode, kin: &HashSet<u64>| {
+            node.auth.iter().any(|auth| of.contains(auth) || kin.contains(auth))
+        };
+        // What only led from those of whom nothing is asked any more is not followed further.
+        let mut kin = HashSet::new();
+        for node in later.kin.values() {
+            if of_kin(node, &kin) {
+                kin.insert(node.number);
+            }
+        }
         later.upto = later.upto.max(after);
         later.complete = complete;
         for node in nodes {
             later.upto = later.upto.max(node.number);
-            if node.auth.iter().any(|auth| later.of.contains(auth) || later.kin.contains_key(auth)) {
+            if of_kin(&node, &kin) {
+                kin.insert(node.number);
                 later.kin.insert(node.number, node);
             }
         }
@@ -192,18 +200,4 @@ impl Loaded {
             }
         }
     }
-}
-
-/// Those of `nodes`, which are in order, that descend from `of`.
-pub(crate) fn descendants(
-    of: &BTreeSet<u64>,
-    nodes: impl IntoIterator<Item = AuthNode>,
-) -> BTreeMap<u64, AuthNode> {
-    let mut kin: BTreeMap<u64, AuthNode> = BTreeMap::new();
-    for node in nodes {
-        if node.auth.iter().any(|auth| of.contains(auth) || kin.contains_key(auth)) {
-            kin.insert(node.number, node);
-        }
-    }
-    kin
 }

@@ -119,6 +119,7 @@ impl Here<'_> {
             self.insert_arriving(event, &mut loaded).await?;
         }
         let sides = Arc::new(sides);
+        let mut stretch = STRETCH;
         for _ in 0..MAX_ROUNDS {
             let (version, input) = (version.clone(), Arc::clone(&sides));
             // Much CPU, no waiting: not on the threads that serve requests.
@@ -131,6 +132,12 @@ impl Here<'_> {
             loaded = back;
             match answer {
                 Ok(resolved) => return Ok(resolved),
+                Err(Need::Later { of, after }) => {
+                    let nodes = self.core.store.auth_nodes_later(self.room, after, stretch).await?;
+                    let complete = (nodes.len() as i64) < stretch;
+                    loaded.insert_later(of, after, nodes, complete);
+                    stretch = (stretch * 2).min(LONGEST_STRETCH);
+                }
                 Err(need) => self.answer(need, &mut loaded).await?,
             }
         }
@@ -158,13 +165,7 @@ impl Here<'_> {
             Need::Entries(keys) => self.entries(keys.into_iter().collect(), loaded).await,
             Need::NodesOf(ids) => self.nodes_of(&ids.into_iter().collect::<Vec<_>>(), loaded).await,
             Need::Nodes(numbers) => self.nodes(numbers.into_iter().collect(), loaded).await,
-            Need::Later { of, after } => {
-                let nodes = self.core.store.auth_nodes_later(self.room, after, STRETCH).await?;
-                let complete = (nodes.len() as i64) < STRETCH;
-                loaded.insert_later(of, after, nodes, complete);
-                Ok(())
-            }
-            Need::Impossible(why) => Err(TimelineError::Internal(why)),
+            Need::Later { .. } | Need::Impossible(_) => Err(TimelineError::Internal(need.to_string())),
         }
     }
 
@@ -276,7 +277,10 @@ const LOOK_AHEAD: usize = 3;
 const NODES_AHEAD: usize = 12;
 /// A level of more than these is not loaded ahead: most of it would not be asked for.
 const MOST_AHEAD: usize = 200;
-/// Nodes that are looked through at once for descendants of others: the first few mostly settle the question.
+/// Nodes that are looked through at once for descendants of others: the first few mostly settle the question. Each
+/// further stretch is twice as long.
 const STRETCH: i64 = 256;
+/// No stretch is longer: some megabytes while they are looked through.
+const LONGEST_STRETCH: i64 = 16_384;
 /// Events that are placed in one write: some ten milliseconds.
 const FILL_SLICE: i64 = 500;
