@@ -20,8 +20,12 @@ const MOST_MEDIAN: Duration = Duration::from_millis(250);
 const SOON: Duration = Duration::from_secs(30);
 
 fn settings(port: u16, more: &[String]) -> Vec<String> {
-    let mut settings =
-        vec![format!("cluster.nats=nats://127.0.0.1:{port}"), format!("cluster.nats_subject={SUBJECT}")];
+    // Presence would end the polls that letters are to end.
+    let mut settings = vec![
+        format!("cluster.nats=nats://127.0.0.1:{port}"),
+        format!("cluster.nats_subject={SUBJECT}"),
+        "presence=false".to_owned(),
+    ];
     settings.extend_from_slice(more);
     settings
 }

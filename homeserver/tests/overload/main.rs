@@ -176,7 +176,6 @@ async fn ten_times_too_much_is_refused_and_a_moment_later_all_is_as_before() {
     let (before, idle) = (world.speed(MEASURED).await, resident(node.id()));
 
     let dawdlers = line::dawdle(&world.people[0], world.port, FILE, DAWDLERS).await;
-    let dawdling = Instant::now();
     let time = Duration::from_secs_f64(number("WAXWING_OVERLOAD_SECONDS", 12.0));
     let (begin, end) = (Instant::now(), Instant::now() + time);
     let watching = tokio::spawn(watch(node.id(), end));
@@ -192,7 +191,8 @@ async fn ten_times_too_much_is_refused_and_a_moment_later_all_is_as_before() {
         after = world.speed(WINDOW).await;
     }
     after = f64::max(after, world.speed(MEASURED).await);
-    tokio::time::sleep_until(dawdling + CUT_OFF).await;
+    // Their answers began when there was room for them.
+    tokio::time::sleep_until(end + CUT_OFF).await;
     let mut cut_off = 0;
     for dawdler in dawdlers {
         cut_off += usize::from(line::takes_the_rest(dawdler).await < FILE);
