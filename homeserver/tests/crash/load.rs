@@ -21,6 +21,8 @@ const UPLOADERS: usize = 9;
 const ROOMS: usize = 6;
 /// Keys that are uploaded when there are none.
 const KEYS: u64 = 20;
+/// A round is not waited for longer.
+const BUSY: Duration = Duration::from_secs(4);
 /// Questions at a time, when what was acknowledged is looked up.
 const AT_ONCE: usize = 16;
 /// A file: several parts on its way.
@@ -55,6 +57,7 @@ pub struct Load {
     movers: Vec<tokio::sync::Mutex<Mover>>,
     book: Mutex<Book>,
     next: AtomicU64,
+    acknowledged: AtomicU64,
     joins: AtomicU64,
     next_key: AtomicU64,
     dice: Arc<Dice>,
@@ -103,6 +106,7 @@ impl Load {
             movers,
             book: Mutex::default(),
             next: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
             joins: AtomicU64::new(0),
             next_key: AtomicU64::new(0),
             dice,
@@ -120,9 +124,21 @@ impl Load {
         let mut tasks = JoinSet::new();
         for worker in 0..SENDERS + MOVERS + CLAIMERS + UPLOADERS {
             let (this, over) = (Arc::clone(self), Arc::clone(&over));
-            tasks.spawn(async move { while !over.load(Ordering::Relaxed) && this.work(worker).await {} });
+            tasks.spawn(async move {
+                while !over.load(Ordering::Relaxed) && this.work(worker).await {
+                    this.acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
         Round { over, tasks }
+    }
+
+    /// Waits until so much more was acknowledged, or for a while where the machine has other work too.
+    pub async fn until_acknowledged(&self, more: u64) {
+        let (before, deadline) = (self.acknowledged.load(Ordering::Relaxed), Instant::now() + BUSY);
+        while self.acknowledged.load(Ordering::Relaxed) < before + more && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// One piece of work; false when the server is gone.

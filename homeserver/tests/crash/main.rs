@@ -33,9 +33,10 @@ const EXAMINE_EVERY: u64 = 20;
 const ROUNDS: f64 = 200.0;
 /// A machine that has other work too must come to an end.
 const SECONDS: f64 = 300.0;
-/// A round lasts this long at least, and less than so much longer (milliseconds): work of every kind is under way from the
-/// first moment on.
-const ROUND: (u64, u64) = (60, 400);
+/// The node is killed when so much was acknowledged in a round, and less than so much more, and less than so many milliseconds
+/// later: whatever the machine does beside it, there is something that must survive, and work of every kind under way.
+const ACKNOWLEDGED: (u64, u64) = (5, 60);
+const LATER: u64 = 50;
 
 /// Rounds that were begun on either engine.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
@@ -73,7 +74,8 @@ async fn survive(engine: &str, folder: &Path, settings: &[String]) {
     let in_time = || limit == 0.0 || began.elapsed().as_secs_f64() < limit;
     while in_time() && BEGUN.fetch_add(1, Ordering::Relaxed) < rounds {
         let round = load.begin();
-        tokio::time::sleep(Duration::from_millis(ROUND.0 + dice.below(ROUND.1))).await;
+        load.until_acknowledged(ACKNOWLEDGED.0 + dice.below(ACKNOWLEDGED.1)).await;
+        tokio::time::sleep(Duration::from_millis(dice.below(LATER))).await;
         server.kill().await;
         round.end().await;
         starts.push(start(&mut server).await);
