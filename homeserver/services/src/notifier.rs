@@ -169,11 +169,11 @@ impl Notifier {
     }
 
     /// Waits until everything up to `position` is taken in, or until `deadline`: after a write, what it wrote shows.
-    pub async fn reach(&self, position: LogPosition, deadline: Instant) {
+    /// Whether it is; where that is no matter, the caller goes on with what there is.
+    pub async fn reach(&self, position: LogPosition, deadline: Instant) -> bool {
         let mut taken_in = self.taken_in.subscribe();
         let reached = taken_in.wait_for(|head| *head >= position);
-        // Too late is no error: the caller goes on with what there is.
-        let _ = tokio::time::timeout_at(deadline, reached).await;
+        matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
     /// Wakes the local members of a room for something that is not in the log: typing.

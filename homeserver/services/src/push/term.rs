@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use waxwing_model::LogPosition;
-use waxwing_storage::{PusherKey, StoreResult, Tx};
+use waxwing_storage::{PusherKey, PusherRow, StoreResult, Tx};
 
 /// The name of its cursor.
 pub(super) const CURSOR: &str = "push";
@@ -59,14 +59,22 @@ impl Turn {
     }
 }
 
+/// Where to begin when no term saved how far it came: nothing is owed from before a pusher was made.
+fn first_cursor(pushers: &[PusherRow], head: LogPosition) -> LogPosition {
+    let oldest = pushers.iter().map(|row| LogPosition(row.marked)).min();
+    oldest.map_or(head, |oldest| oldest.min(head))
+}
+
 impl Term {
     /// Reads where the last term ended.
     pub async fn start(parts: Arc<Parts>, lease: Arc<Lease>) -> StoreResult<Arc<Term>> {
+        // Before the pushers are read: what is set meanwhile comes after it in the log.
+        let head = parts.core.store.tail().head();
         let (cursor, pushers) = {
             let mut conn = parts.core.store.read().await?;
             (conn.cursor_load(CURSOR).await?, conn.pushers_all().await?)
         };
-        let cursor = cursor.unwrap_or_else(|| parts.core.store.tail().head());
+        let cursor = cursor.unwrap_or_else(|| first_cursor(&pushers, head));
         let term = Term { parts, lease, fleet: Fleet::default(), cursor: AtomicI64::new(cursor.0) };
         term.fleet.load(pushers);
         Ok(Arc::new(term))
@@ -161,5 +169,35 @@ impl Term {
                 })
             })
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(pushkey: &str, position: i64, marked: i64) -> PusherRow {
+        let user_id = "@a:x".try_into().unwrap();
+        PusherRow {
+            key: PusherKey { user_id, app_id: "app".into(), pushkey: pushkey.into() },
+            device_id: None,
+            json: "{}".into(),
+            enabled: true,
+            updated_at: 0,
+            position,
+            marked,
+            badge: None,
+            failing: None,
+        }
+    }
+
+    #[test]
+    fn the_first_term_begins_where_the_oldest_pusher_was_made() {
+        let head = LogPosition(100);
+        assert_eq!(first_cursor(&[], head), head);
+        // Both were made while no term had saved how far it came.
+        assert_eq!(first_cursor(&[row("a", 70, 70), row("b", 40, 60)], head), LogPosition(60));
+        // Made after the head was looked at.
+        assert_eq!(first_cursor(&[row("a", 120, 120)], head), head);
     }
 }
