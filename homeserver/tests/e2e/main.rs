@@ -28,6 +28,7 @@ mod coverage;
 mod dawdlers;
 mod elsewhere;
 mod endpoints;
+mod ends;
 mod federation;
 mod from_memory;
 mod gateway;
