@@ -19,7 +19,8 @@ statements! {
     COPY_PUT = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, $2, FALSE, $3, $4) ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, stale = remote_device_lists.generation <> excluded.generation, since = excluded.since";
     COPY_ADVANCE = "UPDATE remote_device_lists SET stream_id = $2, generation = generation + 1 WHERE user_id = $1";
     COPY_STALE = "INSERT INTO remote_device_lists (user_id, stream_id, stale, since, generation) VALUES ($1, 0, TRUE, 0, 1) ON CONFLICT (user_id) DO UPDATE SET stale = TRUE, generation = remote_device_lists.generation + 1";
-    SERVERS_ELSEWHERE = "SELECT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.room_id <> $2 AND a.membership = 'join' AND b.membership = 'join' UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.room_id <> $2 AND m.membership = 'join'";
+    // From each server to the next by the index, not from member to member.
+    SERVERS_ELSEWHERE = "WITH RECURSIVE present(room_id, server) AS (SELECT a.room_id, (SELECT MIN(b.server) FROM members b WHERE b.room_id = a.room_id AND b.membership = 'join') FROM members a WHERE a.user_id = $1 AND a.room_id <> $2 AND a.membership = 'join' UNION ALL SELECT present.room_id, (SELECT MIN(b.server) FROM members b WHERE b.room_id = present.room_id AND b.membership = 'join' AND b.server > present.server) FROM present WHERE present.server IS NOT NULL) SELECT server FROM present WHERE server IS NOT NULL UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.room_id <> $2 AND m.membership = 'join'";
 }
 
 /// One row of the log that matters to device lists; see [`crate::Fact::DeviceList`].

@@ -14,6 +14,8 @@ statements! {
     ADD_MANY = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES $rows ON CONFLICT (room_id, user_id) DO NOTHING";
     EVENTS = "SELECT event_id FROM members WHERE room_id = $1";
     UPSERT = "INSERT INTO members (room_id, user_id, membership, event_id, sender, local, server, sn, display_name, avatar_url, stripped, forgotten) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, FALSE) ON CONFLICT (room_id, user_id) DO UPDATE SET membership = excluded.membership, event_id = excluded.event_id, sender = excluded.sender, sn = excluded.sn, display_name = excluded.display_name, avatar_url = excluded.avatar_url, stripped = excluded.stripped, forgotten = FALSE";
+    // Leaves the indexes alone: most changes of a member are of a name.
+    CHANGE = "UPDATE members SET event_id = $3, sender = $4, sn = $5, display_name = $6, avatar_url = $7, stripped = $8, forgotten = FALSE WHERE room_id = $1 AND user_id = $2";
     REMOVE = "DELETE FROM members WHERE room_id = $1 AND user_id = $2";
     FORGET = "UPDATE members SET forgotten = TRUE WHERE room_id = $1 AND user_id = $2";
     OF_USER = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE user_id = $1";
@@ -21,7 +23,8 @@ statements! {
     ONE = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND user_id = $2";
     OF_ROOM = "SELECT room_id, user_id, membership, event_id, sender, sn, display_name, avatar_url, stripped, forgotten FROM members WHERE room_id = $1 AND membership = $2 ORDER BY sn, user_id";
     LOCAL_OF_ROOM = "SELECT user_id FROM members WHERE room_id = $1 AND membership = $2 AND local";
-    SERVERS = "SELECT server FROM members WHERE room_id = $1 AND membership = 'join' UNION SELECT server FROM partial_servers WHERE room_id = $1";
+    // From each server to the next by the index, not from member to member.
+    SERVERS = "WITH RECURSIVE present(server) AS (SELECT MIN(server) FROM members WHERE room_id = $1 AND membership = 'join' UNION ALL SELECT (SELECT MIN(m.server) FROM members m WHERE m.room_id = $1 AND m.membership = 'join' AND m.server > present.server) FROM present WHERE present.server IS NOT NULL) SELECT server FROM present WHERE server IS NOT NULL UNION SELECT server FROM partial_servers WHERE room_id = $1";
     SERVER_IS_IN = "SELECT EXISTS (SELECT 1 FROM members WHERE server = $1 AND membership = 'join' AND room_id = $2) OR EXISTS (SELECT 1 FROM partial_servers WHERE server = $1 AND room_id = $2)";
     OF_SERVER = "SELECT user_id FROM members WHERE server = $1 AND room_id = $2";
     ROOMS_OF_SERVER = "SELECT DISTINCT room_id FROM members WHERE server = $1 AND membership = 'join'";
@@ -30,7 +33,7 @@ statements! {
     COUNT_LOCAL = "SELECT COUNT(*) FROM members WHERE room_id = $1 AND membership = 'join' AND local";
     SHARING = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join'";
     SHARED = "SELECT DISTINCT b.user_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' AND b.user_id IN ($list)";
-    SHARING_SERVERS = "SELECT b.server FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.membership = 'join' UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.membership = 'join'";
+    SHARING_SERVERS = "WITH RECURSIVE present(room_id, server) AS (SELECT a.room_id, (SELECT MIN(b.server) FROM members b WHERE b.room_id = a.room_id AND b.membership = 'join') FROM members a WHERE a.user_id = $1 AND a.membership = 'join' UNION ALL SELECT present.room_id, (SELECT MIN(b.server) FROM members b WHERE b.room_id = present.room_id AND b.membership = 'join' AND b.server > present.server) FROM present WHERE present.server IS NOT NULL) SELECT server FROM present WHERE server IS NOT NULL UNION SELECT p.server FROM members m JOIN partial_servers p ON p.room_id = m.room_id WHERE m.user_id = $1 AND m.membership = 'join'";
     MUTUAL = "SELECT a.room_id FROM members a JOIN members b ON a.room_id = b.room_id WHERE a.user_id = $1 AND a.membership = 'join' AND b.user_id = $2 AND b.membership = 'join' ORDER BY a.room_id";
     MEMBER_PROFILE = "SELECT field, value FROM profiles WHERE user_id = $1 AND field IN ('displayname', 'avatar_url')";
     GUESTS = "SELECT m.room_id, m.user_id FROM users u JOIN members m ON m.user_id = u.user_id WHERE u.guest AND m.membership = 'join' AND m.local";
@@ -344,6 +347,25 @@ impl crate::Tx {
             .bind(row.sender.as_str())
             .bind(local)
             .bind(row.user_id.server_name().as_str())
+            .bind(sn)
+            .bind(row.display_name.as_deref())
+            .bind(row.avatar_url.as_deref())
+            .bind(row.stripped.as_deref())
+            .execute(c)
+            .await
+            .map(|_| ()))?;
+        Ok(())
+    }
+
+    /// The same of a member that is here, with this very membership.
+    pub async fn member_change(&mut self, row: &MemberRow) -> StoreResult<()> {
+        let sn = self.position_hint();
+        let conn = self.writing().await?;
+        on_engine!(conn, |c| sqlx::query(CHANGE)
+            .bind(row.room_id.as_str())
+            .bind(row.user_id.as_str())
+            .bind(row.event_id.as_str())
+            .bind(row.sender.as_str())
             .bind(sn)
             .bind(row.display_name.as_deref())
             .bind(row.avatar_url.as_deref())

@@ -52,6 +52,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations![
     220 "0220_key_batches",
     221 "0221_to_device_filed",
     230 "0230_log_ages",
+    240 "0240_members_joined",
 ];
 
 /// The oldest program that works with the schema of this one, named by the newest migration that it knows. Nodes of two

@@ -137,7 +137,11 @@ fn sticky_until(event: &Event, now: u64) -> Option<u64> {
 /// Saves a membership; who began or ceased to be in the room is told to those who follow device lists.
 pub(crate) async fn member_save(core: &Core, tx: &mut Tx, row: &MemberRow) -> Result<(), TimelineError> {
     let before = tx.member_load(&row.room_id, &row.user_id).await?;
-    tx.member_save(row, core.is_local(&row.user_id)).await?;
+    if before.as_ref().is_some_and(|before| before.membership == row.membership) {
+        tx.member_change(row).await?;
+    } else {
+        tx.member_save(row, core.is_local(&row.user_id)).await?;
+    }
     let (was, is) = (before.is_some_and(|row| row.membership == "join"), row.membership == "join");
     if was != is {
         keys::sharing_changed(core, tx, &row.room_id, &row.user_id, is).await?;
@@ -231,6 +235,21 @@ pub(crate) async fn destinations(
         return Ok(None);
     }
     Ok(Some(tx.servers_in_state(&event.room_id, before, &core.server_name).await?))
+}
+
+/// Before an event of ours is stored: unless it says that somebody of another server comes or goes, the servers in the room
+/// after it are those from before.
+pub(crate) async fn servers_stay(
+    core: &Core,
+    tx: &mut Tx,
+    (before, after): (NodeId, NodeId),
+    event: &Event,
+) -> Result<(), TimelineError> {
+    let stay = member_target(event).is_none_or(|user| core.is_local(&user));
+    if stay && destinations(core, tx, event, before).await?.is_some() {
+        tx.servers_carry(before, after, None);
+    }
+    Ok(())
 }
 
 /// After an event, which the table of members knows, the servers in the room are those from before, with the one of a user who
