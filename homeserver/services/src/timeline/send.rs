@@ -1,6 +1,6 @@
 //! Sending: messages, state, redactions.
 
-use super::append::{Draft, append, room_row, state_events};
+use super::append::{Draft, MAX_PREV_EVENTS, append, room_row, state_events};
 use super::effects::power_at;
 use super::error::TimelineError;
 use super::{Author, Timeline};
@@ -45,36 +45,45 @@ impl Timeline {
         let policy = self.seal_policy(room, author);
         sealed::check_local_send(&draft.kind, &draft.content, draft.state_key.as_deref(), &policy)?;
         self.settle_redaction(room, &mut draft).await?;
-        super::ends::note(room, self.join_ends(room).await)?;
         let core = self.core.clone();
         let room: OwnedRoomId = room.to_owned();
         let request = repeat.as_ref().map(|repeat| repeat.key(&draft.sender));
         let needs = Needs { rooms: vec![room.clone()], request, ..Needs::default() };
         let input = Arc::new((draft, repeat));
         let suspended = author.suspended;
-        self.with_policy(|| {
-            let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
-            self.core.store.write_needing("send", needs.clone(), move |tx| {
+        for ends_joined in [false, true] {
+            let sent = self.with_policy(|| {
                 let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
-                Box::pin(async move {
-                    let (draft, repeat) = &*input;
-                    if let Some(done) = answered(tx, &draft.sender, repeat.as_ref()).await? {
-                        return Ok(done);
-                    }
-                    must_be_joined(tx, &room, &draft.sender).await?;
-                    check_relation(tx, &room, draft).await?;
-                    if draft.kind == TimelineEventType::RoomRedaction {
-                        check_redaction(tx, &room, draft, suspended).await?;
-                    }
-                    let event = append(&core, tx, &room, draft).await?;
-                    if let Some(repeat) = repeat {
-                        remember(tx, &core, &draft.sender, repeat, &event.event_id);
-                    }
-                    Ok(event.event_id.clone())
+                self.core.store.write_needing("send", needs.clone(), move |tx| {
+                    let (core, room, input) = (core.clone(), room.clone(), Arc::clone(&input));
+                    Box::pin(async move {
+                        let (draft, repeat) = &*input;
+                        if let Some(done) = answered(tx, &draft.sender, repeat.as_ref()).await? {
+                            return Ok(Some(done));
+                        }
+                        if !ends_joined && room_row(tx, &room).await?.extremities.len() > MAX_PREV_EVENTS {
+                            return Ok(None);
+                        }
+                        must_be_joined(tx, &room, &draft.sender).await?;
+                        check_relation(tx, &room, draft).await?;
+                        if draft.kind == TimelineEventType::RoomRedaction {
+                            check_redaction(tx, &room, draft, suspended).await?;
+                        }
+                        let event = append(&core, tx, &room, draft).await?;
+                        if let Some(repeat) = repeat {
+                            remember(tx, &core, &draft.sender, repeat, &event.event_id);
+                        }
+                        Ok(Some(event.event_id.clone()))
+                    })
                 })
-            })
-        })
-        .await
+            });
+            if let Some(id) = sent.await? {
+                return Ok(id);
+            }
+            // Only where they were found to be too many are they looked at beforehand.
+            super::ends::note(&room, self.join_ends(&room).await)?;
+        }
+        Err(TimelineError::Raced)
     }
 
     /// Sets a state entry. The same content by the same sender again is no new event.
