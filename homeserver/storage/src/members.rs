@@ -452,3 +452,28 @@ impl crate::Tx {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn servers_are_found_without_a_look_at_each_member() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("sqlite:{}", folder.path().join("plan.db").display());
+        let store = crate::Store::open(&address).await.unwrap();
+        let mut conn = store.read().await.unwrap();
+        let mut elsewhere = crate::device_lists::STATEMENTS.iter();
+        let elsewhere = elsewhere.find(|(name, _)| *name == "SERVERS_ELSEWHERE").unwrap().1;
+        for text in [SERVERS, SHARING_SERVERS, elsewhere] {
+            let Conn::Sqlite(inner) = &mut conn else { panic!("a file is SQLite's") };
+            let text = format!("EXPLAIN QUERY PLAN {text}");
+            let plan: Vec<(i64, i64, i64, String)> =
+                sqlx::query_as(AssertSqlSafe(text)).bind("a").fetch_all(&mut **inner).await.unwrap();
+            let steps: Vec<&str> = plan.iter().map(|(.., step)| step.as_str()).collect();
+            let by_server = "members_joined (room_id=? AND server>?)";
+            assert!(steps.iter().any(|step| step.contains(by_server)), "{steps:?}");
+            assert!(steps.iter().all(|step| !step.contains("autoindex_members")), "{steps:?}");
+        }
+    }
+}
