@@ -8,7 +8,6 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use waxwing_rooms::state_tree::NodeId;
 use waxwing_storage::{Fact, NewRow, ServerSet, StoreResult, Tx};
 
 /// A device of our user was made or renamed, or its keys or the signatures over them changed.
@@ -105,13 +104,10 @@ pub async fn sharing_changed(
     if !joined || !core.is_local(user) || !core.settings.federation {
         return Ok(());
     }
-    let known = tx.room_peek(room).await?;
-    let (root, partial) = known.map_or((NodeId::EMPTY, false), |row| (row.state_root, row.partial));
-    let present = tx.servers_in_state(room, root, &core.server_name).await?;
-    if present.names().is_empty() {
+    let mut new = others(core, tx.servers_in(room).await?);
+    if new.is_empty() {
         return Ok(());
     }
-    let mut new: BTreeSet<OwnedServerName> = present.names().iter().cloned().collect();
     for known in tx.servers_sharing_elsewhere(user, room).await? {
         new.remove(&known);
     }
@@ -124,6 +120,7 @@ pub async fn sharing_changed(
     }
     // While the members of a room are missing, who is in it is not sure: devices that take part in no encryption need
     // not be told of.
+    let partial = tx.room_peek(room).await?.is_some_and(|row| row.partial);
     for (_, device) in tx.device_ids_of(&[user.to_owned()]).await? {
         let mut content = device_content(tx, user, &device).await?;
         if partial && !content.contains_key("keys") {

@@ -205,8 +205,6 @@ pub(crate) async fn append_built(
         row.state_root = tx.state_update(before, &[(entry, Some(event.event_id.clone()))]).await?;
     }
     let (after, entry) = (row.state_root, event.state_entry());
-    // What follows from the event asks for them, and would have to look at all members.
-    effects::servers_stay(core, tx, (before, after), &event).await?;
     append_at(core, tx, row, Arc::clone(&event), before).await?;
     effects::servers_follow(core, tx, (before, after), &event, &entry).await
 }

@@ -237,21 +237,6 @@ pub(crate) async fn destinations(
     Ok(Some(tx.servers_in_state(&event.room_id, before, &core.server_name).await?))
 }
 
-/// Before an event of ours is stored: unless it says that somebody of another server comes or goes, the servers in the room
-/// after it are those from before.
-pub(crate) async fn servers_stay(
-    core: &Core,
-    tx: &mut Tx,
-    (before, after): (NodeId, NodeId),
-    event: &Event,
-) -> Result<(), TimelineError> {
-    let stay = member_target(event).is_none_or(|user| core.is_local(&user));
-    if stay && destinations(core, tx, event, before).await?.is_some() {
-        tx.servers_carry(before, after, None);
-    }
-    Ok(())
-}
-
 /// After an event, which the table of members knows, the servers in the room are those from before, with the one of a user who
 /// came, without the one whose last user went. `changed`: the entries in which the state after it, at
 /// `after`, differs from the one at `before`.
